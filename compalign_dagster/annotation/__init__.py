@@ -1,0 +1,1 @@
+"""Human judgements: read, validated, split by image."""

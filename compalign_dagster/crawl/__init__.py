@@ -1,0 +1,1 @@
+"""Crawl shards and their index: members in, pairs and quarantine out."""

@@ -1,0 +1,1 @@
+"""What the decision was worth: agreement with people and downstream retrieval."""

@@ -1,0 +1,79 @@
+"""Which artifact of a kind is the newest materialised one, as numbered facts in the store.
+
+A work key names work but not the order in which people asked for it: after a setting is moved back,
+the older artifact is the one in use again. Stages find their inputs here instead of in Dagster's
+database, so that the command line, another deployment and an auditor see the same chain.
+"""
+
+from collections.abc import Callable
+
+from compalign_dagster import artifacts, decisions
+from compalign_dagster.artifacts import Artifact
+from compalign_dagster.errors import CompalignError
+from compalign_dagster.store import Store
+
+_ATTEMPTS = 20  # writers of one name are few; losing this often means something else is wrong
+
+
+def _name(kind: str, partition: str | None) -> str:
+    return "/".join(part for part in ("latest", kind, partition) if part)
+
+
+def latest(store: Store, kind: str, partition: str | None = None) -> Artifact | None:
+    """The newest materialised artifact of a kind, or None."""
+    fact = decisions.current(store, _name(kind, partition))
+    return artifacts.load(store, fact.value["manifest"]) if fact else None
+
+
+def require(store: Store, kind: str, partition: str | None = None) -> Artifact:
+    """The newest materialised artifact of a kind; an error that says what to materialise otherwise."""
+    found = latest(store, kind, partition)
+    if found is None:
+        raise CompalignError(
+            f"{kind}{f' of {partition}' if partition else ''} in {store.url}",
+            expected="a published artifact",
+            found="none",
+            remedy=f"Materialise {kind} first.",
+        )
+    return found
+
+
+def point(artifact: Artifact) -> None:
+    """Make this the newest artifact of its kind; nothing is written when it already is."""
+    name = _name(artifact.kind, artifact.partition)
+    for _ in range(_ATTEMPTS):
+        fact = decisions.current(artifact.store, name)
+        if fact and fact.value["manifest"] == artifact.manifest_key:
+            return
+        value = {"manifest": artifact.manifest_key, "data_version": artifact.data_version}
+        try:
+            decisions.decide(artifact.store, name, value, after=fact.version if fact else 0)
+        except CompalignError:
+            continue  # somebody else was faster: look again
+        return
+    raise CompalignError(
+        f"fact {name} in {artifact.store.url}",
+        expected="to be written within a few attempts",
+        found=f"{_ATTEMPTS} lost races",
+        remedy="Check what else writes to this store.",
+    )
+
+
+def history(store: Store, kind: str, partition: str | None = None) -> list[Artifact]:
+    """Every artifact of a kind that was ever the newest, oldest first."""
+    facts = decisions.history(store, _name(kind, partition))
+    found = (artifacts.load(store, fact.value["manifest"]) for fact in facts)
+    return [artifact for artifact in found if artifact is not None]
+
+
+def reuse_or_make(
+    store: Store, kind: str, work_key: str, make: Callable[[], Artifact], partition: str | None = None
+) -> tuple[Artifact, bool]:
+    """The artifact of this work, made only when it is not there yet, and whether it was there.
+
+    Either way it becomes the newest of its kind: asking for work that is done is a materialisation too.
+    """
+    found = artifacts.find(store, kind, work_key, partition)
+    artifact = found or make()
+    point(artifact)
+    return artifact, found is not None

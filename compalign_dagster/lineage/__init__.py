@@ -1,0 +1,1 @@
+"""The chain from a filtered dataset back to landed shards, checked from files alone."""

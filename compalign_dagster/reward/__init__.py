@@ -1,0 +1,1 @@
+"""The reward model: networks, training, model folders, the promotion gate."""

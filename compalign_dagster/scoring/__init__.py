@@ -1,0 +1,1 @@
+"""Rewards for pairs, shard by shard, and the ledger that folds them."""

@@ -1,0 +1,1 @@
+"""The decision which pairs to keep, and the filtered dataset it makes."""

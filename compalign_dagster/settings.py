@@ -1,0 +1,219 @@
+"""Every setting, its default per profile, and where each value comes from.
+
+The only reader of the environment. A setting is the variable `COMPALIGN_<NAME>`; a profile is a named
+set of defaults. What does not belong here: decisions people take later (the policy in force, the
+promoted model), which live in the store as versioned facts.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from compalign_dagster.errors import InputError
+
+PREFIX = "COMPALIGN_"
+Fraction = Annotated[Decimal, Field(ge=0, le=1)]
+
+
+class Default(NamedTuple):
+    """A profile's value for a setting, and why it is that value."""
+
+    value: Any
+    provenance: str
+
+
+_UNKNOWN = "the paper does not say; taken from ImageReward's published training script"
+_CHOICE = "our choice"
+
+PROFILES: dict[str, dict[str, Default]] = {
+    "sample": {
+        "backbone": Default("blip-tiny", "small enough to train from scratch on a laptop"),
+        "keep_fraction": Default(Decimal("0.30"), "the paper's method figure: top 30 % by reward"),
+        "settle_seconds": Default(5, "the sample's shards are renamed into place whole"),
+    },
+    "photos": {
+        "backbone": Default("offline", "encoders inside PyPI wheels: no model hub needed"),
+        "keep_fraction": Default(Decimal("0.30"), "the paper's method figure: top 30 % by reward"),
+    },
+    "paper": {
+        "backbone": Default("blip", "BLIP-L reward model; unknown in the paper, as in ImageReward"),
+        "model": Default("Salesforce/blip-itm-large-coco", "BLIP ViT-L with ITM head; unknown in the paper"),
+        "keep_fraction": Default(Decimal("0.10"), "about 90 % compression, the paper's abstract (raw LAION)"),
+        "keep_per_corpus": Default(
+            {"cc3m": Decimal("0.30"), "cc12m": Decimal("0.30")},
+            "method figure's 30 %; the split between corpora is unknown, 130M to 15.5M fits it",
+        ),
+        "image_size": Default(224, _UNKNOWN),
+        "caption_tokens": Default(35, _UNKNOWN + " (35 tokens, short for web captions)"),
+        "learning_rate": Default(1e-5, _UNKNOWN),
+        "frozen_share": Default(0.7, _UNKNOWN),
+        "batch_images": Default(8, _UNKNOWN + ": about 64 pairs, 8 images of 5 captions"),
+        "pretrain_steps": Default(0, "the backbone comes pre-trained"),
+        "train_steps": Default(1000, _UNKNOWN + ": 10 epochs over 800 images"),
+        "evaluation_encoder": Default("blip-b16", "BLIP-B/16, the paper's abstract"),
+        "evaluation_steps": Default(100_000, "unknown in the paper; set it to your budget"),
+        "device": Default("cuda", _CHOICE),
+        "precision": Default("bf16", _CHOICE),
+    },
+}
+
+
+class Settings(BaseSettings):
+    """The settings of one code location. Paths may be folders or, for stores, `s3://` URLs."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
+
+    profile: Literal["sample", "photos", "paper"] = Field("sample", description="Named set of defaults.")
+    home: Path = Field(Path("var/{profile}"), description="Folder that holds everything below by default.")
+    store: str = Field("{home}/store", description="Where artifacts are published.")
+    landing: str = Field("{home}/landing", description="Where crawl shards arrive.")
+    labels: str = Field("{home}/labels", description="Label exports (`*.jsonl`) and shards of judged images.")
+    evaluation: str = Field("{home}/evaluation", description="Clean held-out shards for retrieval.")
+    pages_port: int = Field(3001, ge=1, le=65535, description="Loopback port that serves the store's pages.")
+
+    batch_max_shards: int = Field(100, ge=1, description="Most shards in one batch (one partition).")
+    settle_seconds: float = Field(30, ge=0, description="Seconds a shard must lie unchanged before it counts.")
+    member_bytes: int = Field(64 << 20, ge=1, description="Largest member that is read, bytes.")
+    image_pixels: int = Field(89_478_485, ge=1, description="Largest image that is decoded, pixels.")
+    caption_bytes: int = Field(10_000, ge=1, description="Longest caption that becomes a pair, bytes of UTF-8.")
+
+    keep_fraction: Fraction = Field(Decimal("0.30"), description="Share of pairs kept by the first policy.")
+    keep_per_corpus: dict[str, Fraction] = Field(
+        default_factory=dict, description='Keep fraction of named corpora, as JSON: {"cc12m": 0.3}.'
+    )
+    min_coverage: float = Field(
+        1.0, ge=0, le=1, description="Share of live shards a newly promoted model must have scored to be used."
+    )
+
+    backbone: Literal["blip-tiny", "blip", "offline"] = Field("blip-tiny", description="Reward model network.")
+    model: str | None = Field(None, description="Local folder or hub id of the pre-trained backbone.")
+    revision: str | None = Field(None, description="Pinned revision; required with a hub id.")
+    image_size: int | None = Field(None, ge=16, le=1024, description="Input side, pixels; backbone's if unset.")
+    caption_tokens: int | None = Field(None, ge=8, le=512, description="Caption limit, tokens.")
+    learning_rate: float | None = Field(None, gt=0, lt=1, description="Peak learning rate.")
+    frozen_share: float | None = Field(None, ge=0, le=1, description="Share of encoder layers kept frozen.")
+    batch_images: int | None = Field(None, ge=1, description="Images in a training batch.")
+    pretrain_steps: int | None = Field(None, ge=0, description="Steps of label-free pre-training on the crawl.")
+    train_steps: int | None = Field(None, ge=1, description="Steps of training on human judgements.")
+    min_cross_image_auc: float = Field(
+        0.6, ge=0.5, le=1, description="Promotion gate: matched above mismatched pairs, pooled over images."
+    )
+    seed: int = Field(7, ge=0, description="Seed of training, splits and random controls.")
+
+    engine: Literal["local"] = Field("local", description="Where scoring runs: in the step's process.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device for training and scoring.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the scoring forward.")
+    score_batch_images: int = Field(32, ge=1, description="Images in a scoring batch; changes no score.")
+
+    evaluation_encoder: Literal["small", "blip-b16"] = Field("small", description="Network trained downstream.")
+    evaluation_steps: int | None = Field(None, ge=1, description="Training steps of every downstream arm.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_folders(cls, values: dict[str, Any]) -> dict[str, Any]:
+        profile = str(values.get("profile", "sample"))
+        home = str(values.get("home", "var/{profile}")).replace("{profile}", profile)
+        filled = {**values, "home": home}
+        for name in ("store", "landing", "labels", "evaluation"):
+            filled.setdefault(name, f"{home}/{name}")
+        return filled
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @property
+    def pages_url(self) -> str:
+        """Where the store's pages are served."""
+        return f"http://127.0.0.1:{self.pages_port}"
+
+    @property
+    def dagster_home(self) -> Path:
+        """The Dagster instance of this profile."""
+        return self.home / "dagster"
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings in force: overrides, then the environment, then the profile's defaults."""
+    _refuse_unknown_variables(os.environ)
+    profile = str(overrides.get("profile", os.environ.get(f"{PREFIX}PROFILE", "sample")))
+    given = {name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX)}
+    defaults = {
+        name: default.value for name, default in PROFILES.get(profile, {}).items() if name not in given
+    }
+    try:
+        return Settings(**{**defaults, **overrides})
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(environment):
+        if variable.startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "docs/settings.md lists every variable."
+            raise InputError(
+                f"environment variable {variable}", expected="a known setting", found="no such one", remedy=hint
+            )
+
+
+def _explain(error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    field = Settings.model_fields.get(name)
+    return InputError(
+        f"setting {PREFIX}{name.upper()}",
+        expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
+        found=repr(first["input"]),
+        remedy=f"{field.description if field else ''} Correct the variable or unset it for the profile's default.",
+    )
+
+
+def table_markdown() -> str:
+    """The table of docs/settings.md: every variable, its meaning and its default in each profile."""
+    lines = ["| variable | meaning | sample | photos | paper |", "| --- | --- | --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        cells = []
+        for profile in PROFILES.values():
+            value = profile[name].value if name in profile else field.get_default(call_default_factory=True)
+            cells.append(_cell(value))
+        lines.append(f"| `{PREFIX}{name.upper()}` | {field.description} | {' | '.join(cells)} |")
+    lines += ["", "| profile | setting | value | where the value comes from |", "| --- | --- | --- | --- |"]
+    for profile_name, profile in PROFILES.items():
+        for name, default in profile.items():
+            lines.append(f"| {profile_name} | `{name}` | {_cell(default.value)} | {default.provenance} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == {}:
+        return "-"
+    if isinstance(value, dict):
+        return "`" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "`"
+    return f"`{value}`"
+
+
+_PAGE = """# Settings
+
+Made by `python -m compalign_dagster.settings`. Each setting is an environment variable; a profile
+(`COMPALIGN_PROFILE`) is a set of defaults. A wrong value, or a name that does not exist, stops the code
+location from loading and says what to do.
+
+"""
+
+if __name__ == "__main__":
+    print(_PAGE + table_markdown(), end="")

@@ -1,0 +1,48 @@
+import pytest
+
+from compalign_dagster.errors import InputError
+from compalign_dagster.settings import PROFILES, Settings, load, table_markdown
+from tests.conftest import ROOT
+
+
+def test_a_wrong_value_names_the_variable_the_value_and_the_remedy(monkeypatch):
+    monkeypatch.setenv("COMPALIGN_KEEP_FRACTION", "1.5")
+    with pytest.raises(InputError) as caught:
+        load()
+    assert "COMPALIGN_KEEP_FRACTION" in str(caught.value)
+    assert "1.5" in str(caught.value)
+    assert "unset it" in str(caught.value)
+
+
+def test_a_misspelt_variable_is_refused_with_a_suggestion(monkeypatch):
+    monkeypatch.setenv("COMPALIGN_KEP_FRACTION", "0.2")
+    with pytest.raises(InputError, match="Did you mean COMPALIGN_KEEP_FRACTION"):
+        load()
+
+
+def test_the_environment_wins_over_the_profile_and_an_argument_over_both(monkeypatch):
+    monkeypatch.setenv("COMPALIGN_KEEP_FRACTION", "0.2")
+    assert str(load(profile="paper").keep_fraction) == "0.2"
+    assert str(load(profile="paper", keep_fraction="0.4").keep_fraction) == "0.4"
+
+
+def test_folders_follow_the_home_of_the_profile():
+    assert load(profile="photos").store == "var/photos/store"
+    assert load(home="elsewhere").landing == "elsewhere/landing"
+
+
+def test_every_profile_value_has_a_provenance_and_loads():
+    for name, profile in PROFILES.items():
+        assert all(default.provenance for default in profile.values())
+        loaded = load(profile=name)
+        for setting, default in profile.items():
+            assert getattr(loaded, setting) == default.value
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_documented_table_is_the_one_the_code_makes():
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page.endswith(table_markdown()), "run: python -m compalign_dagster.settings > docs/settings.md"
