@@ -1,0 +1,1 @@
+"""One thin module per artifact: read configuration, call the core, write, report."""

@@ -1,0 +1,173 @@
+"""`reward_model`: the referee, trained on human comparisons with anchors across images."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets import keys
+from assets.coco_hf_annotations import label_shards
+from assets.partitions import CRAWL_BATCHES, FIRST_BATCH
+from assets.reporting import PAGE, PREVIEW, materialized
+from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster.artifacts import Artifact
+from assets.needs import TRAINING
+from compalign_dagster.crawl.live import indexed_shards, pairs_of
+from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.reward.config import RewardConfig, reward_config
+from compalign_dagster.reward.promotion import Gate, claims
+from compalign_dagster.settings import Settings
+from compalign_dagster.versions import work_key
+from resources.accelerator import Accelerator
+from resources.storage import Storage
+
+KIND = keys.REWARD_MODEL.to_user_string()
+CODE_VERSION = 1
+_MODEL_SETTINGS = {  # setting -> name in RewardConfig
+    "backbone": "backbone",
+    "model": "model",
+    "revision": "revision",
+    "seed": "seed",
+    "image_size": "image_size",
+    "caption_tokens": "max_caption_tokens",
+    "learning_rate": "lr",
+    "frozen_share": "frozen_share",
+    "batch_images": "batch_images",
+    "pretrain_steps": "pretrain_steps",
+    "train_steps": "steps",
+}
+
+log = logging.getLogger(f"compalign_dagster.{__name__}")
+
+
+@dg.asset(
+    key=keys.REWARD_MODEL,
+    deps=[
+        keys.COCO_HF_ANNOTATIONS,
+        dg.AssetDep(
+            keys.RAW_CRAWL, partition_mapping=dg.SpecificPartitionsPartitionMapping([FIRST_BATCH])
+        ),
+    ],
+    group_name=keys.REFEREE_GROUP,
+    owners=keys.OWNERS,
+    kinds={"pytorch", "huggingface"},
+    code_version=str(CODE_VERSION),
+    pool=TRAINING.dagster_pool(),
+    op_tags=TRAINING.k8s_op_tags(),
+)
+def reward_model(
+    storage: Storage, accelerator: Accelerator, settings: dg.ResourceParam[Settings]
+) -> dg.MaterializeResult:
+    """A network that gives an image and a caption one number, larger when people would prefer it.
+
+    Pairwise ranking loss within an image fixes the order of its captions; anchors across images fix
+    the scale, so that one cut can hold for a whole crawl. Held-out figures are on its page.
+    """
+    artifact, reused = publish_reward_model(storage, accelerator, settings)
+    metrics = artifact.facts["metrics"]
+    return materialized(
+        artifact,
+        storage,
+        reused=reused,
+        metadata={
+            "model_version": artifact.facts["model_version"],
+            "backbone": settings.backbone,
+            "device": artifact.facts["device"],
+            **{name: figure["value"] for name, figure in metrics.items() if _is_estimate(figure)},
+            "held-out figures": dg.MetadataValue.md(metrics_table(metrics)),
+        },
+    )
+
+
+def _is_estimate(figure: Any) -> bool:
+    return isinstance(figure, dict) and {"value", "low", "high", "n"} <= set(figure)
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Every figure that has an interval, as Markdown."""
+    lines = ["| figure | value | 95 % interval | n |", "| --- | ---: | --- | ---: |"]
+    for name, figure in metrics.items():
+        if _is_estimate(figure):
+            lines.append(
+                f"| {name} | {figure['value']:.3f} | {figure['low']:.3f} to {figure['high']:.3f} | {figure['n']:,} |"
+            )
+    return "\n".join(lines)
+
+
+def config_from(settings: Settings) -> RewardConfig:
+    """The training configuration that the settings describe; unset ones are the backbone's defaults."""
+    given = {name: getattr(settings, setting) for setting, name in _MODEL_SETTINGS.items()}
+    return reward_config({name: value for name, value in given.items() if value is not None})
+
+
+def gate_from(settings: Settings) -> Gate:
+    """The promotion gate that the settings describe."""
+    return Gate(min_cross_image_auc=settings.min_cross_image_auc)
+
+
+def publish_reward_model(
+    storage: Storage, accelerator: Accelerator, settings: Settings
+) -> tuple[Artifact, bool]:
+    """The model of the newest annotations, trained unless it already was."""
+    store, config = storage.store, config_from(settings)
+    annotations = latest.require(store, keys.COCO_HF_ANNOTATIONS.to_user_string())
+    crawl = indexed_shards(store, FIRST_BATCH)
+    key = work_key(
+        KIND,
+        code_version=CODE_VERSION,
+        inputs=[annotations.data_version, [[shard.shard, shard.index_version] for shard in crawl]],
+        config=config.as_dict(),
+    )
+
+    def make() -> Artifact:
+        from compalign_dagster.reward.data import TrainingData
+        from compalign_dagster.reward.folder import model_version, save_model
+        from compalign_dagster.reward.training import train
+
+        shards = {shard.name: shard for shard in label_shards(storage)}
+        shards |= {shard.shard: Shard(shard.shard, storage.landing, shard.shard) for shard in crawl}
+        parts = ("images", "captions", "ranks", "comparisons")
+        tables = {part: parquet.read(annotations.fetch(f"{part}.parquet")) for part in parts}
+        data = TrainingData(**tables, crawl=pairs_of(store, crawl), shards=shards)
+        trained = train(config, data, device=accelerator.pick(), progress=_log_progress)
+        inputs = [annotations.as_input()]
+        if crawl:
+            inputs.append(latest.require(store, keys.RAW_CRAWL.to_user_string(), FIRST_BATCH).as_input())
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "model")
+            save_model(trained.model, folder, metrics=trained.metrics, record=trained.record)
+            files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+            return artifacts.publish(
+                store,
+                KIND,
+                key,
+                files,
+                code_version=CODE_VERSION,
+                inputs=inputs,
+                config=config.as_dict(),
+                facts={
+                    "model_version": model_version(folder),
+                    "metrics": trained.metrics,
+                    "device": accelerator.pick(),
+                },
+                views=_views(trained.metrics, trained.record, gate_from(settings)),
+            )
+
+    return latest.reuse_or_make(store, KIND, key, make)
+
+
+def _log_progress(done: int, total: int, what: str) -> None:
+    log.info("reward_model: %s %d of %d", what, done, total)
+
+
+def _views(metrics: dict, record: dict, gate: Gate) -> dict[str, bytes]:
+    from compalign_dagster.pages.reward import curves_picture, reward_page
+
+    curves = json.loads(json.dumps(record["curves"]))
+    return {
+        PAGE: reward_page(metrics, curves, claims(metrics, gate)),
+        PREVIEW: curves_picture(curves),
+    }

@@ -1,0 +1,119 @@
+"""`score_ledger`: which scores are in force for every live shard, all batches folded in order.
+
+It stands between the partitioned and the unpartitioned half of the graph: Dagster's staleness gives
+up at a fan-in of 100 partitions.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets import keys, promoted_model
+from assets.reporting import counts_table, materialized
+from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster.artifacts import Artifact
+from compalign_dagster.crawl.batches import live_shards, read_log
+from compalign_dagster.scoring import tables
+from compalign_dagster.scoring.ledger import coverage, fold
+from compalign_dagster.store import Store
+from compalign_dagster.versions import digest_json, work_key
+from resources.storage import Storage
+
+KIND = keys.SCORE_LEDGER.to_user_string()
+CODE_VERSION = 1
+_MODELS_KEPT = 2  # the promoted one, and the one before it, which serves until coverage suffices
+
+
+@dg.asset(
+    key=keys.SCORE_LEDGER,
+    deps=[keys.SCORED_SHARDS, keys.PROMOTED_MODEL],
+    group_name=keys.DATASET_GROUP,
+    owners=keys.OWNERS,
+    kinds={"parquet"},
+    code_version=str(CODE_VERSION),
+)
+def score_ledger(storage: Storage) -> dg.MaterializeResult:
+    """One row per live shard and model: where its scores are, and of which batch.
+
+    Batches are folded in the order of the batch log: added, superseded, removed.
+    """
+    artifact, reused = publish_ledger(storage.store)
+    facts = artifact.facts
+    return materialized(
+        artifact,
+        storage,
+        reused=reused,
+        rows=facts["rows"],
+        schema=tables.LEDGER,
+        metadata={
+            "live shards": facts["live_shards"],
+            "batches": facts["batches"],
+            "pairs scored by the promoted model": facts["scored"],
+            "coverage of the promoted model": facts["coverage"][0]["coverage"],
+            "coverage": dg.MetadataValue.json(facts["coverage"]),
+            "shards by batch": counts_table("batch", facts["shards_by_batch"]),
+        },
+    )
+
+
+def publish_ledger(store: Store) -> tuple[Artifact, bool]:
+    """The ledger of the crawl as it is now."""
+    log = read_log(store)
+    live = {shard: batch for shard, (batch, _) in live_shards(log).items()}
+    models = promoted_model.promotions(store)[:_MODELS_KEPT]
+    versions = [model.facts["model_version"] for model in models]
+    rows, inputs = _scored_rows(store, [batch.key for batch in log], versions)
+    ledger = fold(live, rows)
+    key = work_key(
+        KIND, code_version=CODE_VERSION, inputs=[versions, digest_json(ledger.to_pylist()), sorted(live)], config={}
+    )
+
+    def make() -> Artifact:
+        by_model = [
+            {
+                "model_version": version,
+                "coverage": coverage([row for row in ledger.to_pylist() if row["model_version"] == version], live),
+            }
+            for version in versions
+        ]
+        promoted_rows = [row for row in ledger.to_pylist() if versions and row["model_version"] == versions[0]]
+        facts: dict[str, Any] = {
+            "rows": ledger.num_rows,
+            "live_shards": len(live),
+            "batches": len(log),
+            "scored": sum(row["scored"] for row in promoted_rows),
+            "coverage": by_model,
+            "shards_by_batch": {
+                batch.key: sum(1 for at in live.values() if at == batch.key) for batch in log
+            },
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            return artifacts.publish(
+                store,
+                KIND,
+                key,
+                {"ledger.parquet": parquet.write(ledger, Path(folder, "ledger.parquet"))},
+                code_version=CODE_VERSION,
+                inputs=[item.as_input() for item in inputs],
+                config={},
+                facts=facts,
+            )
+
+    promoted_model.promoted(store)  # a ledger without a model would say nothing
+    return latest.reuse_or_make(store, KIND, key, make)
+
+
+def _scored_rows(store: Store, batches: list[str], versions: list[str]) -> tuple[list[dict], list[Artifact]]:
+    """Ledger rows of the newest scores of each batch by each of these models, and where they come from."""
+    rows, used = [], []
+    for batch in batches:
+        newest: dict[str, Artifact] = {}
+        for artifact in latest.history(store, keys.SCORED_SHARDS.to_user_string(), batch):
+            newest[artifact.facts["model_version"]] = artifact
+        for version in versions:
+            if version in newest:
+                rows += parquet.read(newest[version].fetch("shards.parquet")).to_pylist()
+                used.append(newest[version])
+    return rows, used

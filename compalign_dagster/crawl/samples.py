@@ -1,0 +1,196 @@
+"""Members sorted into samples: images verified, captions parsed, everything else counted.
+
+Keys group over the whole shard, contiguous or not. Only facts are kept, never image bytes, so memory
+grows with the number of samples and the length of their captions.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+from compalign_dagster import images
+from compalign_dagster.crawl import captions
+from compalign_dagster.crawl.captions import Caption, Malformed, Sidecar
+from compalign_dagster.crawl.reasons import Reason
+from compalign_dagster.crawl.tar import Damage, Member
+from compalign_dagster.images import ImageFacts, ImageRejected
+
+_IMAGES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl", "ppm", "img"}
+)
+_SHOWN_NAME_BYTES = 1024
+_LONGEST_NAME_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The most that is read, per member, image, caption, sample and shard."""
+
+    member_bytes: int = 64 << 20
+    image_pixels: int = images.MAX_PIXELS
+    caption_bytes: int = 10_000
+    members: int = 1_000_000
+    json_bytes: int = 1 << 20
+    sample_captions: int = 1_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """A member: its name as text and where its data lies in the plain tar."""
+
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A verified image."""
+
+    place: Place
+    digest: bytes
+    facts: ImageFacts
+
+
+@dataclass
+class Sample:
+    """What the members of one key gave."""
+
+    key: str
+    image: Picture | None = None
+    image_refused: bool = False
+    text: Caption | None = None
+    text_place: Place | None = None
+    sidecar: Sidecar = field(default_factory=Sidecar)
+    sidecar_place: Place | None = None
+    extensions: set[str] = field(default_factory=set)
+    repeated: bool = False  # a member came twice: what follows belongs to a second sample
+
+
+@dataclass
+class Sorted:
+    """A shard's samples by key, its quarantined members, and how many members went where."""
+
+    budgets: Budgets
+    samples: dict[str, Sample] = field(default_factory=dict)
+    quarantine: list[dict] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, key: str | None, place: Place, reason: Reason, detail: str) -> None:
+        """Quarantine one member."""
+        self.counts["quarantined_members"] += 1
+        row = {"key": key, "member": place.name, "unit": "member", "offset": place.offset}
+        self.quarantine.append({**row, "reason": reason, "detail": detail})
+
+    def add_damage(self, damage: Damage) -> None:
+        """Quarantine what the archive lost; a damaged stretch counts as one member."""
+        if damage.unit == "member":
+            self.counts["members"] += 1
+            self.counts["quarantined_members"] += 1
+        name = None if damage.name is None else shown(damage.name)
+        row = {"key": None, "member": name, "unit": damage.unit, "offset": damage.offset}
+        self.quarantine.append({**row, "reason": damage.reason, "detail": damage.detail})
+
+    def add(self, member: Member) -> None:
+        """Sort one member in."""
+        self.counts["members"] += 1
+        place = Place(shown(member.name), member.offset, member.size)
+        key, extension = split_name(member.name)
+        role = "image" if extension in _IMAGES else extension
+        if member.kind == "folder" or role not in ("image", "txt", "json"):
+            self.counts["ignored"] += 1
+        elif (problem := name_problem(member.name)) is not None:
+            self.refuse(None, place, Reason.NAME_UNSAFE, problem)
+        else:
+            self._add_to_sample(member, place, key, role, extension)
+
+    def _add_to_sample(self, member: Member, place: Place, key: str, role: str, extension: str) -> None:
+        sample = self.samples.setdefault(key, Sample(key))
+        sample.repeated |= extension in sample.extensions
+        sample.extensions.add(extension)
+        limit = self.budgets.json_bytes if role == "json" else self.budgets.member_bytes
+        limit = min(limit, self.budgets.member_bytes)
+        if sample.repeated:
+            self.refuse(key, place, Reason.KEY_DUPLICATE, f"expected key {key!r} once, found it again")
+        elif role == "image" and (sample.image is not None or sample.image_refused):
+            self.refuse(key, place, Reason.IMAGE_EXTRA, f"expected one image of {key!r}, found another")
+        elif member.kind != "file":
+            self._refuse_of(
+                sample, role, place, Reason.MEMBER_NOT_A_FILE, "expected a file, found a link or the like"
+            )
+        elif member.size > limit:
+            detail = f"expected at most {limit} bytes, found {member.size}"
+            if role == "txt":
+                self._add_text(sample, place, captions.too_long(member.size, self.budgets.caption_bytes))
+            else:
+                self._refuse_of(sample, role, place, Reason.MEMBER_TOO_LARGE, detail)
+        elif role == "image":
+            self._add_image(sample, place, member.read())
+        elif role == "json":
+            self._add_json(sample, place, member.read())
+        elif member.size > self.budgets.caption_bytes:
+            self._add_text(sample, place, captions.too_long(member.size, self.budgets.caption_bytes))
+        else:
+            self._add_text(sample, place, captions.from_text(member.read(), self.budgets.caption_bytes))
+
+    def _refuse_of(self, sample: Sample, role: str, place: Place, reason: Reason, detail: str) -> None:
+        sample.image_refused |= role == "image"
+        self.refuse(sample.key, place, reason, detail)
+
+    def _add_image(self, sample: Sample, place: Place, data: bytes) -> None:
+        try:
+            facts = images.inspect(data, max_pixels=self.budgets.image_pixels)
+        except ImageRejected as error:
+            self._refuse_of(sample, "image", place, Reason(error.reason), error.detail)
+            return
+        sample.image = Picture(place, hashlib.sha256(data).digest(), facts)
+
+    def _add_json(self, sample: Sample, place: Place, data: bytes) -> None:
+        try:
+            sidecar = captions.from_json(data, self.budgets.caption_bytes, self.budgets.sample_captions)
+        except Malformed as error:
+            self.refuse(sample.key, place, error.reason, error.detail)
+            return
+        sample.sidecar, sample.sidecar_place = sidecar, place
+        self.counts["used"] += 1
+
+    def _add_text(self, sample: Sample, place: Place, caption: Caption) -> None:
+        sample.text, sample.text_place = caption, place
+        self.counts["used"] += 1
+
+
+def split_name(name: bytes) -> tuple[str, str]:
+    """Key and extension: the path up to the first dot of its last part, and what follows, lower case.
+
+    Hidden files (`._0001.jpg`) and names without a dot have the extension "".
+    """
+    folder, slash, last = shown(name).rpartition("/")
+    stem, _, extension = last.partition(".")
+    if not stem:
+        return "", ""
+    key = f"{folder}{slash}{stem}"
+    while key.startswith("./"):
+        key = key[2:]
+    return key, extension.lower()
+
+
+def name_problem(name: bytes) -> str | None:
+    """Why a member's name is refused, or None. Names are only ever text here; readers may be less careful."""
+    if len(name) > _LONGEST_NAME_BYTES:
+        return f"expected at most {_LONGEST_NAME_BYTES} bytes, found {len(name)}"
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        return "expected UTF-8, found other bytes"
+    if text.startswith("/") or "\\" in text or ".." in text.split("/"):
+        return "expected a relative path that does not climb, found one that is absolute or climbs"
+    if not text.isprintable():
+        return "expected printable characters, found control characters"
+    return None
+
+
+def shown(name: bytes) -> str:
+    """A member's name as text that Parquet and a terminal can hold."""
+    if len(name) > _SHOWN_NAME_BYTES:
+        name = name[:_SHOWN_NAME_BYTES] + b"..."
+    return name.decode("utf-8", "backslashreplace")

@@ -1,0 +1,271 @@
+"""Tar, read in one pass by a reader that neither stops silently nor trusts a size.
+
+Python's `tarfile` ends without a word at a damaged header in the middle. `walk` reports the damage
+with its offset and goes on at the next good header. Nothing is ever written under a member's name.
+What does not belong here: which members matter (`samples.py`).
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from compalign_dagster.crawl.reasons import Reason
+
+BLOCK = 512
+_CHUNK = 1 << 20
+_EXTENSION_BYTES = 1 << 20  # long names and pax records larger than this are not believed
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_OCTAL = re.compile(rb"[0-7]*")
+_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
+_EXTENSIONS = (b"L", b"K", b"x", b"X", b"g")  # headers that speak about the next one, or all
+_LINKS_AND_DEVICES = (b"1", b"2", b"3", b"4", b"6")
+
+
+class Tape:
+    """A stream read forwards once: knows its offset, can look ahead, digests all that passes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._ahead = bytearray()
+        self._digest = hashlib.sha256()
+        self.offset = 0
+
+    def peek(self, length: int) -> bytes:
+        """The next bytes without passing them; fewer only at the end of the stream."""
+        while len(self._ahead) < length:
+            chunk = bytes(self._stream.read(max(_CHUNK, length - len(self._ahead))))
+            if not chunk:
+                break
+            self._digest.update(chunk)
+            self._ahead += chunk
+        return bytes(self._ahead[:length])
+
+    def skip(self, length: int) -> int:
+        """Pass bytes in pieces of bounded size; returns how many there were."""
+        left = length
+        while left:
+            passed = len(self.peek(min(left, _CHUNK)))
+            if not passed:
+                break
+            del self._ahead[:passed]
+            left -= passed
+        self.offset += length - left
+        return length - left
+
+    def read(self, length: int) -> bytes:
+        """Pass bytes and return them; fewer only at the end of the stream."""
+        data = self.peek(length)
+        self.skip(len(data))
+        return data
+
+    def finish(self) -> str:
+        """Pass the rest; the SHA-256 of the whole stream, hex."""
+        while self.skip(_CHUNK):
+            pass
+        return self._digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member whose header is sound and whose bytes are all there.
+
+    `offset` is where its data starts in the plain tar. `read` works until the next member is asked for.
+    """
+
+    name: bytes
+    kind: Literal["file", "folder", "other"]
+    offset: int
+    size: int
+    tape: Tape
+
+    def read(self) -> bytes:
+        """The member's bytes, all of them in memory: look at `size` first."""
+        assert self.tape.offset == self.offset, "a member is read once, before the next one"
+        return self.tape.read(self.size)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something wrong with the archive itself at `offset`; `unit` says what it cost."""
+
+    reason: Reason
+    unit: Literal["shard", "member"]
+    offset: int
+    detail: str
+    name: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Header:
+    name: bytes
+    size: int
+    kind: bytes
+
+
+def walk(tape: Tape, total: int) -> Iterator[Member | Damage]:
+    """Every member and every damage of an archive of `total` bytes, in order of offset."""
+    pending: dict[bytes, bytes] = {}  # what extension headers say about the next member
+    resumed = False  # whether the last thing met was damage
+    while True:
+        start = tape.offset
+        zeros = _skip_zeros(tape)
+        block = tape.peek(BLOCK)
+        if not block:
+            if zeros < BLOCK and not resumed and start:
+                yield Damage(
+                    Reason.END_MISSING, "shard", start, "expected tar's end marker, found the end of the file"
+                )
+            return
+        header = _parse(block)
+        if header is None:
+            yield _skip_damage(tape, start)
+            pending, resumed = {}, True
+            continue
+        if zeros:
+            yield Damage(
+                Reason.ZERO_GAP, "shard", start, f"expected the end, found members after {zeros} zero bytes"
+            )
+        tape.skip(BLOCK)
+        size = _size(header, pending)
+        if tape.offset + size > total:
+            yield _cut(tape, start, header, size, total)
+            pending, resumed = {}, True
+            continue
+        end = tape.offset + size
+        if header.kind in _EXTENSIONS:
+            _note_extension(tape, header, size, pending)
+        else:
+            name = pending.get(b"path", header.name)
+            if resumed and not pending and (len(header.name) >= 99 or b"?" in header.name):
+                detail = "expected its long name before it, found damage there"
+                yield Damage(Reason.HEADER_DAMAGED, "member", start, detail, name)
+            else:
+                yield Member(name, _kind(header, pending), tape.offset, size, tape)
+            pending, resumed = {}, False
+        tape.skip(end - tape.offset + -size % BLOCK)
+
+
+def _size(header: _Header, pending: dict[bytes, bytes]) -> int:
+    """How many bytes follow; links, devices and folders have none whatever their header says."""
+    if header.kind in _EXTENSIONS:
+        return header.size
+    if header.kind in _LINKS_AND_DEVICES or _is_folder(header):
+        return 0
+    told = pending.get(b"size", b"")
+    return int(told) if told.isdigit() and len(told) < 20 else header.size
+
+
+def _is_folder(header: _Header) -> bool:
+    return header.kind == b"5" or (header.kind == b"\0" and header.name.endswith(b"/"))
+
+
+def _kind(header: _Header, pending: dict[bytes, bytes]) -> Literal["file", "folder", "other"]:
+    if _is_folder(header):
+        return "folder"
+    sparse = any(key.startswith(b"GNU.sparse") for key in pending)
+    return "file" if header.kind in (b"0", b"\0", b"7") and not sparse else "other"
+
+
+def _note_extension(tape: Tape, header: _Header, size: int, pending: dict[bytes, bytes]) -> None:
+    """Remember what a long-name or pax header says about the next member, and pass its bytes."""
+    if size > _EXTENSION_BYTES:
+        pending[b"path"] = b""  # no name: refused later
+        tape.skip(size)
+        return
+    data = tape.read(size)
+    if header.kind == b"L":
+        pending[b"path"] = data.split(b"\0", 1)[0]
+    elif header.kind in (b"x", b"X"):
+        at = 0
+        while record := _PAX_RECORD.match(data, at):
+            end = at + int(record[1])
+            if end <= record.end():
+                break
+            pending[record[2]] = data[record.end() : end - 1]
+            at = end
+
+
+def _skip_zeros(tape: Tape) -> int:
+    """Pass whole blocks of zeros, and a shorter rest of zeros at the end; returns how many bytes."""
+    passed = 0
+    while window := tape.peek(BLOCK if not passed else _CHUNK):
+        zeros = len(window) - len(window.lstrip(b"\0"))
+        if zeros < len(window):
+            zeros -= zeros % BLOCK
+        passed += tape.skip(zeros)
+        if zeros < len(window):
+            break
+    return passed
+
+
+def _skip_damage(tape: Tape, start: int) -> Damage:
+    """Go to the next good header, from a block that is none."""
+    head = tape.peek(BLOCK)
+    begun = tape.offset
+    tape.skip(1)
+    found = _resume(tape)
+    skipped = f"{tape.offset - start} bytes skipped"
+    if not found and start == 0 and begun == 0:
+        return Damage(Reason.NOT_A_TAR, "shard", 0, f"expected a tar header, found {head[:8]!r}; none later")
+    if len(head) < BLOCK:
+        detail = f"expected a header of {BLOCK} bytes, found {len(head)}"
+        return Damage(Reason.MEMBER_TRUNCATED, "member", start, detail)
+    return Damage(
+        Reason.HEADER_DAMAGED, "member", start, f"expected a tar header, found {head[:8]!r}; {skipped}"
+    )
+
+
+def _cut(tape: Tape, start: int, header: _Header, size: int, total: int) -> Damage:
+    """A member that ends beyond the file: the file was cut, or the size is wrong and members follow."""
+    detail = f"expected {size} bytes, found {total - tape.offset}"
+    if _resume(tape):
+        detail += f"; the next good header is at {tape.offset}"
+    return Damage(Reason.MEMBER_TRUNCATED, "member", start, detail, header.name)
+
+
+def _resume(tape: Tape) -> bool:
+    """Pass bytes up to the next block, at any alignment, that is a sound header with tar's magic."""
+    while True:
+        window = tape.peek(_CHUNK)
+        at = window.find(_MAGIC, _MAGIC_AT)
+        while at >= 0:
+            first = at - _MAGIC_AT
+            block = window[first : first + BLOCK]
+            if len(block) == BLOCK and _parse(block) is not None:
+                tape.skip(first)
+                return True
+            at = window.find(_MAGIC, at + 1)
+        if len(window) < _CHUNK:
+            tape.skip(len(window))
+            return False
+        tape.skip(_CHUNK - BLOCK + 1)  # a header that reaches over the edge is seen whole next time
+
+
+def _parse(block: bytes) -> _Header | None:
+    """A header, or None where its checksum or a number does not hold."""
+    if len(block) < BLOCK:
+        return None
+    told, size = _number(block[148:156]), _number(block[124:136])
+    if told is None or size is None:
+        return None
+    rest = block[:148] + b" " * 8 + block[156:]
+    if told not in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)):  # unsigned or signed
+        return None
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    if prefix and block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0":
+        name = prefix + b"/" + name
+    return _Header(name, size, block[156:157])
+
+
+def _text(field: bytes) -> bytes:
+    return field.split(b"\0", 1)[0]
+
+
+def _number(field: bytes) -> int | None:
+    """An octal or base-256 number that is not negative, or None."""
+    if field[0] & 0x80:
+        return None if field[0] & 0x40 else int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
+    digits = field.strip(b" \0")
+    return int(digits or b"0", 8) if _OCTAL.fullmatch(digits) else None

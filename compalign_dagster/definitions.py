@@ -1,0 +1,62 @@
+"""The code location: every asset, check, job, sensor and resource, assembled in one place.
+
+The only module, with the command line, that imports upward. `build_defs` takes overrides, so that a
+test can assemble the same graph over other folders.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from assets import (
+    coco_hf_annotations,
+    eval_report,
+    external,
+    filtered_dataset,
+    promoted_model,
+    raw_crawl,
+    reward_model,
+    score_ledger,
+    scored_shards,
+)
+from assets.checks import ALL_CHECKS
+from compalign_dagster.settings import Settings, load
+from resources.accelerator import Accelerator
+from resources.storage import Storage
+from sensors.arrivals import crawl_arrivals
+from sensors.automation import automated, automation
+from sensors.jobs import JOBS
+
+ASSETS = [
+    *external.EXTERNAL_ASSETS,
+    raw_crawl.raw_crawl,
+    coco_hf_annotations.coco_hf_annotations,
+    reward_model.reward_model,
+    promoted_model.promoted_model,
+    scored_shards.scored_shards,
+    score_ledger.score_ledger,
+    filtered_dataset.filtered_dataset,
+    eval_report.eval_report,
+]
+
+
+def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | None = None) -> dg.Definitions:
+    """The definitions under these settings, with some resources replaced."""
+    settings = settings or load()
+    return dg.Definitions(
+        assets=automated(ASSETS),
+        asset_checks=ALL_CHECKS,
+        jobs=JOBS,
+        sensors=[crawl_arrivals, automation],
+        resources={
+            "settings": settings,
+            "storage": Storage.from_settings(settings),
+            "accelerator": Accelerator.from_settings(settings),
+            **(resources or {}),
+        },
+        # Steps of one run share a process: the work is inside the assets, and heavy imports are paid once.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

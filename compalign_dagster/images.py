@@ -1,0 +1,158 @@
+"""Images from outside, decoded within bounds: format and pixel budget before pixels, all pixels or none.
+
+What belongs here: bytes to a verified RGB image. What does not: resizing and normalising for a network.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 89_478_485
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_OTHERS = (  # what files called .jpg on the web also are: offset, magic, name
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\x01\0", "ICO"),
+    (0, b"<svg", "SVG"),
+    (0, b"8BPS", "PSD"),
+    (0, b"%PDF", "PDF"),
+)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough data", "premature")
+
+log = logging.getLogger(__name__)
+
+
+class ImageRejected(Exception):
+    """Bytes that are not a whole image within the budget.
+
+    `reason` is `image_undecodable`, `image_truncated`, `image_too_large` or `image_format_unsupported`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a wholly decodable image is. Width and height are upright, in pixels."""
+
+    format: str
+    width: int
+    height: int
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The whole image as upright RGB; the first frame of an animation, transparency over white.
+
+    Raises:
+        ImageRejected: when the bytes are no supported image, are cut short, or exceed `max_pixels`.
+    """
+    with _opened(data, max_pixels) as image:
+        orientation = _orientation(image)
+        image.load()
+        upright = _rgb(image)
+        return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
+
+
+def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Verify that `decode` would succeed, at less cost: JPEGs are read to the end but scaled down.
+
+    Raises:
+        ImageRejected: as `decode`.
+    """
+    with _opened(data, max_pixels) as image:
+        width, height = image.size
+        if _orientation(image) >= 5:  # the four that swap the sides
+            width, height = height, width
+        form = image.format or "unknown"
+        image.draft(None, (1, 1))
+        image.load()
+        return ImageFacts(form, width, height)
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An opened image within the budget; whatever its codec raises becomes `ImageRejected`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata and of sizes that are checked here
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageRejected(
+                        "image_too_large", f"expected at most {max_pixels} pixels, found {width} x {height}"
+                    )
+                yield image
+    except ImageRejected:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageRejected(
+            "image_too_large", f"expected at most {max_pixels} pixels, found: {error}"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except Exception as error:  # codecs raise anything on hostile bytes; the caller gets all of it
+        raise _undecodable(data, error) from error
+
+
+def _unidentified(data: bytes) -> ImageRejected:
+    supported = ", ".join(_FORMATS)
+    for offset, magic, name in _OTHERS:
+        if data[offset : offset + len(magic)] == magic:
+            return ImageRejected("image_format_unsupported", f"expected {supported}, found {name}")
+    return ImageRejected(
+        "image_undecodable", f"expected {supported}, found {len(data)} bytes starting {data[:8]!r}"
+    )
+
+
+def _undecodable(data: bytes, error: Exception) -> ImageRejected:
+    text = str(error).lower()
+    short_riff = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if short_riff or isinstance(error, EOFError) or any(word in text for word in _TRUNCATED_WORDS):
+        return ImageRejected("image_truncated", f"expected a whole image, found {len(data)} bytes: {error}")
+    return ImageRejected(
+        "image_undecodable", f"expected a whole image, found {type(error).__name__}: {error}"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Damaged metadata does not cost the image: it counts as upright."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception as error:
+        log.debug("orientation unreadable, taken as upright: %r", error)
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel: scale, where Pillow's own conversion clips
+        values = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

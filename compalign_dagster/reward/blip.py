@@ -1,0 +1,256 @@
+"""BLIP as a reward model: its vision tower, image-grounded text encoder, ITC and ITM heads, and our head.
+
+The reward is MLP(h_CLS(text | image)). Pretrained weights come from a local folder or a hub id with
+a pinned revision; `blip-tiny` is the same architecture, small and trained from scratch. What does not
+belong here: losses other than BLIP's own joint loss, and the training loop.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
+
+from compalign_dagster.errors import InputError
+from compalign_dagster.reward.config import RewardConfig
+from compalign_dagster.reward.data import TrainingData, texts
+from compalign_dagster.reward.head import RewardHead
+from compalign_dagster.reward.joint import contrastive, hard_negatives, same
+from compalign_dagster.reward.model import Outputs, RewardModel
+from compalign_dagster.reward.tokenizer import train_tokenizer
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_PREPROCESSING = "preprocessor_config.json"
+
+
+class BlipReward(RewardModel):
+    """BLIP with pretrained weights."""
+
+    name: ClassVar[str] = "blip"
+
+    def __init__(
+        self, config: RewardConfig, blip: BlipForImageTextRetrieval, tokenizer: Any, preprocessing: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.config, self.tokenizer, self.preprocessing = config, tokenizer, preprocessing
+        self.blip = blip
+        self.head = RewardHead(blip.config.text_config.hidden_size)
+        self.log_temperature = nn.Parameter(torch.tensor(float(np.log(0.07))))  # BLIP's initial value
+        self.register_buffer("mean", _per_channel(preprocessing["image_mean"]), persistent=False)
+        self.register_buffer("std", _per_channel(preprocessing["image_std"]), persistent=False)
+
+    @classmethod
+    def build(cls, config: RewardConfig, data: TrainingData) -> Self:
+        """Pretrained weights from `config.model`; `InputError` where they cannot be had whole and pinned."""
+        source, options = _pinned(config)
+        try:
+            blip, report = BlipForImageTextRetrieval.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, **options
+            )
+            tokenizer = BertTokenizerFast.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"pretrained model {source}",
+                expected="a BLIP retrieval model in safetensors with its tokenizer",
+                found=" ".join(str(error).split())[:300],
+                remedy="Give a folder made by save_pretrained, or a hub id that can be reached.",
+            ) from error
+        if report["missing_keys"]:
+            raise InputError(
+                f"pretrained model {source}",
+                expected="every weight of BlipForImageTextRetrieval",
+                found=f"{len(report['missing_keys'])} missing, first {min(report['missing_keys'])}",
+                remedy="Use an image-text retrieval (ITM) checkpoint of BLIP.",
+            )
+        return cls(config, blip, tokenizer, _preprocessing(config.image_size))
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """uint8 [3, S, S]: squashed to a square, bicubic, as BLIP's own evaluation does."""
+        side = self.preprocessing["size"]["height"]
+        pixels = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def encode_images(self, batch: Tensor) -> Tensor:
+        pixels = (batch.to(self.device).float() / 255 - self.mean) / self.std
+        vision = self.blip.vision_model
+        other_size = pixels.shape[-1] != vision.config.image_size
+        return vision(pixel_values=pixels, interpolate_pos_encoding=other_size).last_hidden_state
+
+    def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
+        ids, mask = self._tokens(captions)
+        image_index = image_index.to(self.device)
+        fused = self._fused(ids, mask, image_states[image_index])
+        images, words = self._joint_images(image_states), self._joint_texts(ids, mask)
+        return Outputs(
+            reward=self.head(fused).float(),
+            cosine=(images[image_index] * words).sum(-1).float(),
+            itm=self.blip.itm_head(fused).softmax(-1)[:, 1].float(),
+        )
+
+    def rewards(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        ids, mask = self._tokens(captions)
+        return self.head(self._fused(ids, mask, image_states[image_index.to(self.device)]))
+
+    def joint_loss(self, image_states: Tensor, captions: Sequence[str]) -> Tensor:
+        """BLIP's ITC + ITM with hard negatives (one caption for each image, one image for each caption)."""
+        ids, mask = self._tokens(captions)
+        images, words = self._joint_images(image_states), self._joint_texts(ids, mask)
+        logits = images @ words.T / self.log_temperature.clamp(-6.9, -0.7).exp()  # 0.001 .. 0.5
+        alike = same(captions).to(self.device)
+        other_text = hard_negatives(logits, alike)
+        other_image = hard_negatives(logits.T, alike)
+        own = torch.arange(len(captions), device=self.device)
+        of_image = torch.cat([own, own, other_image])
+        of_text = torch.cat([own, other_text, own])
+        fused = self._fused(ids[of_text], mask[of_text], image_states[of_image])
+        match = alike[of_image, of_text].long()
+        return contrastive(logits, alike) + F.cross_entropy(self.blip.itm_head(fused), match)
+
+    def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
+        """All weights but the embeddings and the lower `frozen_share` of both towers' layers."""
+        if frozen_share:
+            for tower in (self.blip.vision_model, self.blip.text_encoder):
+                layers = tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+                resting = [tower.embeddings, *layers[: int(len(layers) * frozen_share)]]
+                for module in resting:
+                    module.requires_grad_(False)
+        return super().parameter_groups(frozen_share)
+
+    def token_counts(self, captions: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self.tokenizer(list(captions), verbose=False)["input_ids"]]
+
+    def provenance(self) -> dict[str, Any]:
+        return {"model": self.config.model, "revision": self.config.revision}
+
+    def save(self, folder: Path) -> None:
+        self.blip.save_pretrained(folder / "blip", safe_serialization=True)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("blip.")}
+        save_file({name: value.contiguous().cpu() for name, value in own.items()}, folder / "head.safetensors")
+        (folder / _PREPROCESSING).write_text(json.dumps(self.preprocessing, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, config: RewardConfig) -> Self:
+        blip, report = BlipForImageTextRetrieval.from_pretrained(
+            folder / "blip", use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"weights missing: {', '.join(sorted(report['missing_keys'])[:3])}")
+        tokenizer = BertTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+        model = cls(config, blip, tokenizer, json.loads((folder / _PREPROCESSING).read_text()))
+        own = load_file(folder / "head.safetensors")
+        missing, unexpected = model.load_state_dict(own, strict=False)
+        lacking = [name for name in missing if not name.startswith("blip.")]
+        if lacking or unexpected:
+            raise ValueError(f"head.safetensors does not fit: {[*lacking, *unexpected][:3]}")
+        return model
+
+    def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        limit = min(self.config.max_caption_tokens, self.blip.config.text_config.max_position_embeddings)
+        encoded = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
+
+    def _fused(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
+        text = self.blip.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states)
+        return text.last_hidden_state[:, 0]
+
+    def _joint_images(self, image_states: Tensor) -> Tensor:
+        return F.normalize(self.blip.vision_proj(image_states[:, 0]), dim=-1)
+
+    def _joint_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        text = self.blip.text_encoder(input_ids=ids, attention_mask=mask)
+        return F.normalize(self.blip.text_proj(text.last_hidden_state[:, 0]), dim=-1)
+
+
+class TinyBlipReward(BlipReward):
+    """The same network, small, with random weights and a tokenizer learned from the captions at hand."""
+
+    name: ClassVar[str] = "blip-tiny"
+
+    @classmethod
+    def build(cls, config: RewardConfig, data: TrainingData) -> Self:
+        tokenizer = train_tokenizer(texts(data), vocabulary_size=config.vocabulary_size)
+        shared = {
+            # BLIP's 0.02 (1e-10 for positions) suits width 768; a narrow net needs more to carry a signal.
+            "initializer_range": config.hidden_size**-0.5,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": 4 * config.hidden_size,
+            "num_attention_heads": config.heads,
+        }
+        vision = shared | {
+            "num_hidden_layers": config.vision_layers,
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+        }
+        text = shared | {
+            "num_hidden_layers": config.text_layers,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": config.max_caption_tokens,
+            "bos_token_id": tokenizer.cls_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        blip = BlipForImageTextRetrieval(
+            BlipConfig(
+                vision_config=vision,
+                text_config=text,
+                image_text_hidden_size=config.joint_size,
+                initializer_range=shared["initializer_range"],
+            )
+        )
+        return cls(config, blip, tokenizer, _preprocessing(config.image_size))
+
+    def provenance(self) -> dict[str, Any]:
+        return {"model": None, "trained": "from scratch"}
+
+
+def _pinned(config: RewardConfig) -> tuple[str, dict[str, Any]]:
+    """What to load and how; a hub id must name its revision."""
+    if not config.model:
+        raise InputError(
+            "reward setting 'model'",
+            expected="a local folder or a hub id with a revision",
+            found="nothing",
+            remedy="Set it, or use the backbone blip-tiny, which trains from scratch.",
+        )
+    if Path(config.model).is_dir():
+        return config.model, {"local_files_only": True}
+    if not config.revision:
+        raise InputError(
+            f"hub model {config.model}",
+            expected="a pinned revision (a commit)",
+            found="none, and no such folder",
+            remedy="Set revision, so that the same weights are read every time.",
+        )
+    return config.model, {"revision": config.revision}
+
+
+def _preprocessing(side: int) -> dict[str, Any]:
+    """What `prepare` and `encode_images` do, in the words of transformers' BlipImageProcessor."""
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(_MEAN),
+        "image_std": list(_STD),
+    }
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

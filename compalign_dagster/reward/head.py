@@ -1,0 +1,31 @@
+"""The reward head: a small MLP from a fused image-text state to one scalar.
+
+ImageReward's published head has its activations commented out and an initialisation that leaves the
+reward constant, which stalls training at ln 2. This one has GELU between its layers and Xavier
+weights, as CycleReward does.
+"""
+
+from torch import Tensor, nn
+
+_WIDTHS = (1024, 128, 64, 16)  # of ImageReward, for states of width 768
+_STATE = 768
+_LEAST_WIDTH = 16
+
+
+class RewardHead(nn.Module):
+    """Five linear layers `state - 4/3 - 1/6 - 1/12 - 1/48 - 1`, shares of the state's width."""
+
+    def __init__(self, state: int) -> None:
+        super().__init__()
+        widths = [state, *(max(_LEAST_WIDTH, round(width * state / _STATE)) for width in _WIDTHS), 1]
+        layers: list[nn.Module] = []
+        for wide, narrow in zip(widths, widths[1:], strict=False):
+            linear = nn.Linear(wide, narrow)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States [N, D] to rewards [N]."""
+        return self.layers(states).squeeze(-1)

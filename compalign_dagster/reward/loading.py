@@ -1,0 +1,74 @@
+"""Images of training data, read once, prepared once, and stacked into batches.
+
+What belongs here: reading, decoding and the bounded cache between steps. What does not: which images
+make a batch. Images that cannot be decoded are set aside and counted, never replaced.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.images import ImageRejected, decode
+from compalign_dagster.reward.model import Progress, RewardModel, no_progress
+
+Place = tuple[str, int, int]  # shard, offset, length
+
+
+@dataclass
+class ImageLoader:
+    """States or prepared images by place. At most `cache_bytes` are kept; the rest is read again."""
+
+    shards: Mapping[str, Shard]
+    prepare: Callable[[Image.Image], Tensor]
+    cache_bytes: int
+    rejected: dict[Place, str] = field(default_factory=dict)
+    _kept: dict[Place, Tensor] = field(default_factory=dict)
+    _used: int = 0
+
+    def usable(self, places: Iterable[Place], progress: Progress = no_progress, what: str = "images") -> set[Place]:
+        """The places whose image decodes; the others are in `rejected` with their reason afterwards."""
+        wanted = sorted(set(places))
+        for done, place in enumerate(wanted, 1):
+            if place not in self._kept and place not in self.rejected:
+                try:
+                    self._read(place)
+                except ImageRejected as error:
+                    self.rejected[place] = error.reason
+            if done % 500 == 0 or done == len(wanted):
+                progress(done, len(wanted), what)
+        return set(wanted) - self.rejected.keys()
+
+    def batch(self, places: Sequence[Place]) -> Tensor:
+        """Prepared images stacked, in the order asked for."""
+        return torch.stack([self._kept[place] if place in self._kept else self._read(place) for place in places])
+
+    def _read(self, place: Place) -> Tensor:
+        shard, offset, length = place
+        prepared = self.prepare(decode(read_member(self.shards[shard], offset, length)))
+        size = prepared.numel() * prepared.element_size()
+        if self._used + size <= self.cache_bytes:
+            self._kept[place] = prepared
+            self._used += size
+        return prepared
+
+
+def loader_for(model: RewardModel, shards: Mapping[str, Shard], cache_mib: int) -> ImageLoader:
+    """A loader of what `model.encode_images` takes, or of its states where those never change."""
+    if not model.images_are_frozen:
+        return ImageLoader(shards, model.prepare, cache_mib << 20)
+
+    def states(image: Image.Image) -> Tensor:
+        with torch.no_grad():
+            return model.encode_images(model.prepare(image)[None].to(model.device))[0].cpu()
+
+    return ImageLoader(shards, states, cache_mib << 20)
+
+
+def states_of(model: RewardModel, images: ImageLoader, places: Sequence[Place]) -> Tensor:
+    """Image states [B, T, D] of these places, each encoded once."""
+    batch = images.batch(places).to(model.device)
+    return batch if model.images_are_frozen else model.encode_images(batch)

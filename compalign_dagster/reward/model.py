@@ -1,0 +1,120 @@
+"""What every reward model can do, and how one is found by its backbone's name.
+
+What belongs here: the interface that training, scoring and evaluation rely on. What does not: any
+backbone (`blip.py`, `offline.py`), the loss (`losses.py`), the folder on disk (`folder.py`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from compalign_dagster.errors import InputError
+from compalign_dagster.reward.config import RewardConfig
+from compalign_dagster.reward.data import TrainingData
+
+Progress = Callable[[int, int, str], None]
+
+
+def no_progress(done: int, total: int, what: str) -> None:
+    """The default of every `progress` argument."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One value per pair, float32 [N]. A baseline that the model lacks is NaN throughout."""
+
+    reward: Tensor  # larger is better aligned; comparable across images
+    cosine: Tensor  # of image and caption in the joint space
+    itm: Tensor  # probability that image and caption match
+
+
+class RewardModel(nn.Module, ABC):
+    """A scalar for an image and a caption, plus the baselines that come with its backbone."""
+
+    name: ClassVar[str]  # the backbone's name
+    images_are_frozen: ClassVar[bool] = False  # nothing trains in encode_images: its output may be cached
+    config: RewardConfig
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: RewardConfig, data: TrainingData) -> Self:
+        """An untrained model: pretrained weights where the config names them, tokenizer from `data` if need be."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Tensor:
+        """One decoded RGB image as `encode_images` takes it, on the CPU; uint8 where that is enough.
+
+        All prepared images have one shape, so that they stack.
+        """
+
+    @abstractmethod
+    def encode_images(self, batch: Tensor) -> Tensor:
+        """Prepared images [B, ...] to states [B, T, D], once per image for all of its captions."""
+
+    @abstractmethod
+    def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
+        """Score N captions; `captions[n]` belongs to `image_states[image_index[n]]` (int64 [N])."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), shape, tokenizer and preprocessing into an existing folder."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, config: RewardConfig) -> Self:
+        """Read back what `save` wrote; `config` is the one it was trained with."""
+
+    def rewards(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        """The rewards of `forward` alone, [N]; for training, where the baselines would cost time."""
+        return self(image_states, captions, image_index).reward
+
+    def joint_loss(self, image_states: Tensor, captions: Sequence[str]) -> Tensor:
+        """Stage 0: caption i belongs to image i, all else in the batch does not. Scalar.
+
+        Needed only where `pretrain_steps` or `joint_weight` is not 0.
+        """
+        raise NotImplementedError(f"{self.name} has no joint space to pre-train")
+
+    def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
+        """What stage 1 trains, as torch optimiser groups; `frozen_share` of the lower layers rest."""
+        return [{"params": [value for value in self.parameters() if value.requires_grad]}]
+
+    def token_counts(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before any cut, or an empty list where the model has no limit."""
+        return []
+
+    def provenance(self) -> dict[str, Any]:
+        """Where pretrained weights came from, for the record."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+
+_BACKBONES = {
+    "blip": ("compalign_dagster.reward.blip", "BlipReward"),
+    "blip-tiny": ("compalign_dagster.reward.blip", "TinyBlipReward"),
+    "offline": ("compalign_dagster.reward.offline", "OfflineReward"),
+}
+
+
+def backbone(name: str) -> type[RewardModel]:
+    """The class of a backbone; its module is imported only now. `InputError` for an unknown name."""
+    if name not in _BACKBONES:
+        raise InputError(
+            "backbone of a reward model",
+            expected=f"one of {', '.join(_BACKBONES)}",
+            found=repr(name),
+            remedy="Choose one, or use the release that knows it.",
+        )
+    module, cls = _BACKBONES[name]
+    return getattr(import_module(module), cls)

@@ -1,0 +1,42 @@
+"""The gate between a trained model and the model in force.
+
+It asks two things of held-out figures: that the model agrees with people better than chance, beyond
+its interval, and that its rewards compare across images, because a global cut relies on that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Least lower bounds of the 95 % intervals."""
+
+    min_preference_accuracy: float = 0.5
+    min_cross_image_auc: float = 0.6
+
+
+def judge(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[str]:
+    """Why this model may not be promoted, one sentence each; empty when it may."""
+    gate = gate or Gate()
+    refusals = [
+        _below(metrics, "preference_accuracy", gate.min_preference_accuracy, "agreement with people"),
+        _below(metrics, "cross_image_auc", gate.min_cross_image_auc, "calibration across images"),
+    ]
+    if metrics.get("validation_stuck_at_ln2"):
+        refusals.append("The validation loss stayed at ln 2: the model does not tell captions apart.")
+    return [refusal for refusal in refusals if refusal]
+
+
+def _below(metrics: Mapping[str, Any], name: str, least: float, meaning: str) -> str | None:
+    estimate = metrics.get(name) or {}
+    low = estimate.get("low")
+    if low is None:
+        return f"No held-out {name} ({meaning}) was measured."
+    if not low > least:
+        return (
+            f"Held-out {name} ({meaning}) is {estimate['value']:.3f} with a 95 % interval from {low:.3f} "
+            f"(n = {estimate['n']}); above {least:g} is needed."
+        )
+    return None

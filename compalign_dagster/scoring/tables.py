@@ -1,0 +1,34 @@
+"""The columns of scores and of the ledger that folds them."""
+
+import pyarrow as pa
+
+from compalign_dagster.parquet import column
+
+SCORES = pa.schema(
+    [
+        column("pair_id", pa.string(), "image and caption by content"),
+        column("shard", pa.string(), "shard, relative to the landing root"),
+        column("key", pa.string(), "sample inside the shard"),
+        column("caption_index", pa.int32(), "place among the sample's captions as found"),
+        column("caption", pa.string(), "the caption that was scored"),
+        column("reward", pa.float32(), "alignment as the model sees it; larger is better; always finite"),
+        column("model_version", pa.string(), "digest of the model folder"),
+        column("cosine", pa.float32(), "image-text cosine of the joint space", nullable=True),
+        column("itm", pa.float32(), "probability that image and caption match", nullable=True),
+        column("corpus", pa.string(), "where the shard belongs"),
+    ]
+)
+
+LEDGER = pa.schema(
+    [
+        column("shard", pa.string(), "a live, scored shard"),
+        column("batch", pa.string(), "the batch that delivered what was scored"),
+        column("model_version", pa.string(), "digest of the model folder"),
+        column("scores_key", pa.string(), "store key of the shard's scores"),
+        column("work_key", pa.string(), "work key of the artifact that holds them"),
+        column("data_version", pa.string(), "data version of that artifact"),
+        column("pairs", pa.int64(), "pairs read from the shard: scored + quarantined"),
+        column("scored", pa.int64(), "pairs with a reward"),
+        column("quarantined", pa.int64(), "pairs that could not be scored"),
+    ]
+)

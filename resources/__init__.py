@@ -1,0 +1,1 @@
+"""Configured access to the outside: stores, devices."""

@@ -1,0 +1,76 @@
+"""Jobs: the natural units of work, cut at `promoted_model` and at the ledger.
+
+Retraining never re-scores and scoring never re-filters by itself inside one job; people or automation
+ask for the next unit.
+"""
+
+import time
+
+import dagster as dg
+
+from assets import keys
+from assets.partitions import CRAWL_BATCHES
+from compalign_dagster.crawl.batches import seal
+from compalign_dagster.settings import Settings
+from resources.storage import Storage
+from sensors.landing import landed_event
+
+
+@dg.op(description="Seal what lies in the landing folder now into batches, and tell Dagster of them.")
+def seal_landed_shards(
+    context: dg.OpExecutionContext, storage: Storage, settings: dg.ResourceParam[Settings]
+) -> None:
+    """Seal everything that lies there, however new: the person who starts this says it is complete."""
+    sealed = seal(
+        storage.store,
+        storage.landing,
+        max_shards=settings.batch_max_shards,
+        settled_seconds=0,
+        now=time.time(),
+    )
+    for batch in sealed:
+        context.log_event(landed_event(batch))
+    context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in sealed])
+    context.log.info(f"{len(sealed)} batches sealed: {', '.join(batch.key for batch in sealed) or 'nothing new'}")
+
+
+@dg.job(description="Seal what lies in the landing folder now as a new batch (a partition).")
+def land_batch() -> None:
+    """One op; needs no partition."""
+    seal_landed_shards()
+
+
+learn_reward = dg.define_asset_job(
+    "learn_reward",
+    selection=dg.AssetSelection.assets(keys.COCO_HF_ANNOTATIONS, keys.REWARD_MODEL),
+    description="Read the label exports and train a reward model. Promotes nothing.",
+)
+promote_model = dg.define_asset_job(
+    "promote_model",
+    selection=dg.AssetSelection.assets(keys.PROMOTED_MODEL),
+    description="Promote the newest reward model, through the gate. Re-scores nothing.",
+)
+index_batch = dg.define_asset_job(
+    "index_batch",
+    selection=dg.AssetSelection.assets(keys.RAW_CRAWL),
+    partitions_def=CRAWL_BATCHES,
+    description="Index the pairs of a batch.",
+)
+score_batch = dg.define_asset_job(
+    "score_batch",
+    selection=dg.AssetSelection.assets(keys.RAW_CRAWL, keys.SCORED_SHARDS),
+    partitions_def=CRAWL_BATCHES,
+    description="Index and score a batch with the promoted model.",
+)
+refilter = dg.define_asset_job(
+    "refilter",
+    selection=dg.AssetSelection.assets(keys.SCORE_LEDGER, keys.FILTERED_DATASET),
+    description="Fold all scores and select by the policy in force.",
+)
+evaluate = dg.define_asset_job(
+    "evaluate",
+    selection=dg.AssetSelection.assets(keys.EVAL_REPORT),
+    description="Report on the current filtered dataset: agreement with people, downstream retrieval.",
+)
+
+JOBS = [land_batch, index_batch, learn_reward, promote_model, score_batch, refilter, evaluate]

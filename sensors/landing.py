@@ -1,0 +1,36 @@
+"""What Dagster is told when a batch is sealed."""
+
+import dagster as dg
+
+from assets import keys
+from compalign_dagster.crawl.batches import Batch
+from compalign_dagster.versions import digest_json
+
+DATA_VERSION_TAG = "dagster/data_version"
+
+
+def batch_version(batch: Batch) -> str:
+    """The data version of a sealed batch: a digest of the log entry."""
+    return digest_json(
+        [
+            [[item.shard, item.size, item.stamp] for item in (*batch.added, *batch.superseded)],
+            list(batch.removed),
+        ]
+    )
+
+
+def landed_event(batch: Batch) -> dg.AssetMaterialization:
+    """The materialisation of `landed_shards` that a sealed batch is."""
+    listed = (*batch.added, *batch.superseded)
+    return dg.AssetMaterialization(
+        asset_key=keys.LANDED_SHARDS,
+        partition=batch.key,
+        tags={DATA_VERSION_TAG: batch_version(batch)},
+        metadata={
+            "shards added": len(batch.added),
+            "shards superseded": len(batch.superseded),
+            "shards removed": len(batch.removed),
+            "bytes": sum(item.size for item in listed),
+            "first shards": ", ".join(item.shard for item in listed[:10]),
+        },
+    )

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from compalign_dagster import artifacts
+from compalign_dagster.artifacts import Input
+from compalign_dagster.lineage.chain import verify, walk
+from compalign_dagster.store import LocalStore
+
+LANDED = Input("landed_shard", "/landing/sample/00000.tar", "tar 1")
+
+
+def publish(store, kind, inputs, text="data"):
+    return artifacts.publish(
+        store,
+        kind,
+        f"{kind}-work",
+        {"data.parquet": f"{kind} {text}".encode()},
+        code_version=1,
+        inputs=inputs,
+        config={},
+        facts={},
+        views={"page.html": f"<p>{kind}".encode()},
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path)
+
+
+@pytest.fixture
+def chain(store):
+    """A diamond: dataset from ledger from scores from (index, model); the model saw the index too."""
+    index = publish(store, "raw_crawl_shards", [LANDED])
+    model = publish(store, "reward_model", [index.as_input()])
+    by_file = Input("raw_crawl_shards", index.file_key("data.parquet"), index.data_version)
+    scores = publish(store, "scored_shards", [by_file, model.as_input()])
+    ledger = publish(store, "score_ledger", [scores.as_input()])
+    return [publish(store, "filtered_dataset", [ledger.as_input()]), ledger, scores, model, index]
+
+
+def test_an_untouched_chain_has_no_problems(chain):
+    assert verify(chain[0]) == []
+
+
+def test_every_link_is_walked_and_every_artifact_once(chain):
+    links = list(walk(chain[0]))
+    assert [link.source.kind for link in links] == [
+        "score_ledger",
+        "scored_shards",
+        "raw_crawl_shards",
+        "reward_model",
+        "landed_shard",
+        "raw_crawl_shards",
+    ]
+    assert sum(link.artifact is None for link in links) == 1
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_one_changed_byte_anywhere_is_found_and_named(store, chain, at):
+    key = chain[at].file_key("data.parquet")
+    path = store.path(key)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    (problem,) = verify(chain[0])
+    assert key in problem
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_missing_artifact_is_named(store, chain, at):
+    store.path(chain[at].manifest_key).unlink()
+    problems = verify(chain[0])
+    assert problems
+    assert all(chain[at].path in problem for problem in problems)
+
+
+def test_a_missing_or_altered_file_of_any_kind_is_a_problem(store, chain):
+    store.path(chain[2].file_key("data.parquet")).unlink()
+    store.path(chain[3].file_key("page.html")).write_bytes(b"<p>another")
+    assert len(verify(chain[0])) == 2
+
+
+def test_an_artifact_made_again_with_other_bytes_is_not_what_was_used(store, chain):
+    model = chain[3]
+    for name in ("data.parquet", "page.html"):
+        store.path(model.file_key(name)).unlink()
+    store.path(model.manifest_key).unlink()
+    publish(store, "reward_model", model.inputs, "other")
+    (problem,) = verify(chain[0])
+    assert "reward_model" in problem
+    assert model.data_version in problem
+
+
+def test_a_rewritten_manifest_does_not_hide_a_changed_file(store, chain):
+    ledger = chain[1]
+    manifest = json.loads(store.read(ledger.manifest_key))
+    manifest["files"]["data.parquet"]["sha256"] = artifacts.digest_bytes(b"forged")
+    store.path(ledger.file_key("data.parquet")).write_bytes(b"forged")
+    store.path(ledger.manifest_key).write_text(json.dumps(manifest))
+    (problem,) = verify(chain[0])
+    assert "data version" in problem
+
+
+def test_a_manifest_that_is_no_json_is_named(store, chain):
+    store.path(chain[1].manifest_key).write_text("not json")
+    (problem,) = verify(chain[0])
+    assert "cannot be read" in problem
+
+
+def test_what_lies_outside_is_compared_only_on_request(chain):
+    assert verify(chain[0], outside=lambda source: source.data_version) == []
+    (changed,) = verify(chain[0], outside=lambda source: "tar 2")
+    assert "tar 2" in changed
+    (gone,) = verify(chain[0], outside=lambda source: None)
+    assert "gone" in gone
