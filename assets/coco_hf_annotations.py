@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets import keys
+from assets.judged import label_shards
 from assets.reporting import PAGE, claim, counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.annotation import tables
@@ -14,7 +15,7 @@ from compalign_dagster.annotation.assemble import CODE_VERSION, Annotations, ass
 from compalign_dagster.annotation.read import read_annotations
 from compalign_dagster.annotation.summary import summarize
 from compalign_dagster.artifacts import Artifact, Input
-from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.crawl.shards import read_member
 from compalign_dagster.errors import InputError
 from compalign_dagster.settings import Settings
 from compalign_dagster.store import Listed
@@ -22,7 +23,6 @@ from compalign_dagster.versions import digest_file, work_key
 from resources.storage import Storage
 
 KIND = keys.COCO_HF_ANNOTATIONS.to_user_string()
-SHARD_FOLDER = "shards/"
 _EXAMPLES_SHOWN = 12
 
 
@@ -65,16 +65,6 @@ def coco_hf_annotations(storage: Storage, settings: dg.ResourceParam[Settings]) 
             claim("every_line_is_used_or_rejected_and_no_image_is_in_two_splits", facts["problems"])
         ],
     )
-
-
-def label_shards(storage: Storage) -> list[Shard]:
-    """The shards of judged images, named relative to the folder that holds them."""
-    store = storage.labels
-    return [
-        Shard(entry.key.removeprefix(SHARD_FOLDER), store, entry.key)
-        for entry in store.list(SHARD_FOLDER)
-        if entry.key.endswith(".tar")
-    ]
 
 
 def publish_annotations(storage: Storage, settings: Settings) -> tuple[Artifact, bool]:

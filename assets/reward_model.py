@@ -9,14 +9,13 @@ from typing import Any
 import dagster as dg
 
 from assets import keys
-from assets.coco_hf_annotations import label_shards
+from assets.judged import training_data
+from assets.needs import TRAINING
 from assets.partitions import CRAWL_BATCHES, FIRST_BATCH
 from assets.reporting import PAGE, PREVIEW, materialized
-from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
-from assets.needs import TRAINING
-from compalign_dagster.crawl.live import indexed_shards, pairs_of
-from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.crawl.live import indexed_shards
 from compalign_dagster.reward.config import RewardConfig, reward_config
 from compalign_dagster.reward.promotion import Gate, claims
 from compalign_dagster.settings import Settings
@@ -123,15 +122,10 @@ def publish_reward_model(
     )
 
     def make() -> Artifact:
-        from compalign_dagster.reward.data import TrainingData
         from compalign_dagster.reward.folder import model_version, save_model
         from compalign_dagster.reward.training import train
 
-        shards = {shard.name: shard for shard in label_shards(storage)}
-        shards |= {shard.shard: Shard(shard.shard, storage.landing, shard.shard) for shard in crawl}
-        parts = ("images", "captions", "ranks", "comparisons")
-        tables = {part: parquet.read(annotations.fetch(f"{part}.parquet")) for part in parts}
-        data = TrainingData(**tables, crawl=pairs_of(store, crawl), shards=shards)
+        data = training_data(storage, annotations, crawl)
         trained = train(config, data, device=accelerator.pick(), progress=_log_progress)
         inputs = [annotations.as_input()]
         if crawl:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets import keys, promoted_model
 from assets.reporting import counts_table, materialized
@@ -65,7 +67,10 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
     models = promoted_model.promotions(store)[:_MODELS_KEPT]
     versions = [model.facts["model_version"] for model in models]
     rows, inputs = _scored_rows(store, [batch.key for batch in log], versions)
-    ledger = fold(live, rows)
+    ledger = pa.concat_tables(
+        [fold(live, [row for row in rows if row["model_version"] == version]) for version in versions]
+        or [tables.LEDGER.empty_table()]
+    )
     key = work_key(
         KIND, code_version=CODE_VERSION, inputs=[versions, digest_json(ledger.to_pylist()), sorted(live)], config={}
     )
@@ -74,7 +79,7 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
         by_model = [
             {
                 "model_version": version,
-                "coverage": coverage([row for row in ledger.to_pylist() if row["model_version"] == version], live),
+                "coverage": coverage(ledger.filter(pc.equal(ledger["model_version"], version)), live),
             }
             for version in versions
         ]

@@ -44,7 +44,7 @@ _TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough data", "premature
 log = logging.getLogger(__name__)
 
 
-class ImageRejected(Exception):
+class ImageRejected(Exception):  # noqa: N818 - what happened to an image, not a fault of ours
     """Bytes that are not a whole image within the budget.
 
     `reason` is `image_undecodable`, `image_truncated`, `image_too_large` or `image_format_unsupported`.

@@ -59,7 +59,6 @@ PROFILES: dict[str, dict[str, Default]] = {
         "evaluation_encoder": Default("blip-b16", "BLIP-B/16, the paper's abstract"),
         "evaluation_steps": Default(100_000, "unknown in the paper; set it to your budget"),
         "device": Default("cuda", _CHOICE),
-        "precision": Default("bf16", _CHOICE),
     },
 }
 
@@ -108,7 +107,7 @@ class Settings(BaseSettings):
 
     engine: Literal["local"] = Field("local", description="Where scoring runs: in the step's process.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device for training and scoring.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the scoring forward.")
+    precision: Literal["fp32"] = Field("fp32", description="Precision of the scoring forward.")
     score_batch_images: int = Field(32, ge=1, description="Images in a scoring batch; changes no score.")
 
     evaluation_encoder: Literal["small", "blip-b16"] = Field("small", description="Network trained downstream.")

@@ -94,7 +94,9 @@ def problems_in(annotations: Annotations) -> list[str]:
         problems.append(f"{annotations.lines} lines read, but {annotations.used} used and {refused} rejected")
     ids = annotations.images["image_id"].to_pylist()
     if len(set(ids)) != len(ids):
-        problems.append(f"{len(ids) - len(set(ids))} images are listed more than once, so could be in two splits")
+        problems.append(
+            f"{len(ids) - len(set(ids))} images are listed more than once, so could be in two splits"
+        )
     captions = list(_pairs(annotations.captions, "caption_id"))
     known = set(captions)
     if len(known) != len(captions):
@@ -123,7 +125,7 @@ def check(annotations: Annotations) -> None:
         )
 
 
-def _pairs(table: pa.Table, name: str) -> Iterable[tuple[str, str]]:
+def _pairs(table: pa.Table, name: str) -> Iterable[tuple[Any, Any]]:
     return zip(table["image_id"].to_pylist(), table[name].to_pylist(), strict=True)
 
 
@@ -206,7 +208,9 @@ def _nothing_usable(refused: Sequence[Rejection]) -> InputError:
         found = "no line at all"
     else:
         first = refused[0]
-        found = f"{len(refused)} rejected; the first, {first.file}:{first.line}: {first.reason} ({first.detail})"
+        found = (
+            f"{len(refused)} rejected; the first, {first.file}:{first.line}: {first.reason} ({first.detail})"
+        )
     return InputError(
         "annotations",
         expected="at least one usable line of judgements",

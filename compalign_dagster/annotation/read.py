@@ -4,10 +4,10 @@ What belongs here: files and lines. What does not: what a line may say (`schema.
 lines together (`assemble.py`).
 """
 
-import glob
-import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from compalign_dagster.store import LocalStore, Store, open_store
 
 MAX_LINE_BYTES = 16 << 20
 _ENDINGS = (".jsonl", ".parquet")
+_WILD = re.compile(r"[*?\[]")
 _BOM = b"\xef\xbb\xbf"
 _ROWS = 1_000  # Parquet rows in memory at a time
 
@@ -83,17 +84,23 @@ def find_exports(patterns: Sequence[str]) -> list[Export]:
             )
         found.update({(store.url, key): Export("", store, key) for store, key in matches})
     whole = {f"{url}/{key}": export for (url, key), export in found.items()}
-    folders = [path.split("/")[:-1] for path in whole]
-    common = os.path.commonprefix(folders)  # of lists: part by part
-    return [
-        Export("/".join(path.split("/")[len(common) :]), export.store, export.key)
-        for path, export in sorted(whole.items())
-    ]
+    common = _common_folder(list(whole))
+    return [Export(path[len(common) :], export.store, export.key) for path, export in sorted(whole.items())]
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """The deepest folder, with its slash, that holds all paths; empty for a disk and a bucket."""
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    shared = takewhile(lambda names: len(set(names)) == 1, levels)
+    return "".join(f"{names[0]}/" for names in shared)
 
 
 def _on_disk(pattern: str) -> list[tuple[Store, str]]:
     path = Path(pattern).expanduser()
-    matches = [path] if path.exists() else [Path(item) for item in glob.glob(str(path), recursive=True)]
+    matches = [path] if path.exists() else []
+    if not matches and (wild := [at for at, part in enumerate(path.parts) if _WILD.search(part)]):
+        root, rest = Path(*path.parts[: wild[0]]), Path(*path.parts[wild[0] :])
+        matches = sorted(root.glob(str(rest)))
     files = [file for match in matches for file in _below(match)]
     return [(LocalStore(file.parent), file.name) for file in files]
 
@@ -101,7 +108,7 @@ def _on_disk(pattern: str) -> list[tuple[Store, str]]:
 def _below(path: Path) -> list[Path]:
     """The exports below a folder, hidden ones left out; a file is its own answer."""
     if not path.is_dir():
-        return [path.absolute()]
+        return [path.absolute()] if path.suffix in _ENDINGS else []
     found = (item for ending in _ENDINGS for item in path.absolute().rglob(f"*{ending}") if item.is_file())
     depth = len(path.absolute().parts)
     return [item for item in found if not any(part.startswith(".") for part in item.parts[depth:])]
@@ -188,7 +195,10 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     judgements = row.get("judgements")
     if not isinstance(judgements, list):
         return row
-    return {**row, "judgements": [_judgement(item) if isinstance(item, dict) else item for item in judgements]}
+    return {
+        **row,
+        "judgements": [_judgement(item) if isinstance(item, dict) else item for item in judgements],
+    }
 
 
 def _judgement(judgement: dict[str, Any]) -> dict[str, Any]:

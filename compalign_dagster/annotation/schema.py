@@ -5,6 +5,7 @@ whether the image exists (`assemble.py`). Unknown fields are refused, so that a 
 lost silently.
 """
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -80,9 +81,9 @@ class Judgement(_Strict):
 
     @model_validator(mode="after")
     def _ranks_once(self) -> Self:
-        ranked = [caption for place in self.ranking for caption in place]
-        for caption in ranked:
-            if ranked.count(caption) > 1:
+        ranked = Counter(caption for place in self.ranking for caption in place)
+        for caption, times in ranked.items():
+            if times > 1:
                 raise PydanticCustomError(
                     "caption_ranked_twice", "caption {id} is ranked twice", {"id": repr(caption)}
                 )
@@ -103,7 +104,9 @@ class JudgedImage(_Strict):
         known: set[str] = set()
         for caption in self.captions:
             if caption.id in known:
-                raise PydanticCustomError("caption_twice", "caption {id} is given twice", {"id": repr(caption.id)})
+                raise PydanticCustomError(
+                    "caption_twice", "caption {id} is given twice", {"id": repr(caption.id)}
+                )
             known.add(caption.id)
         labelers: set[str] = set()
         for judgement in self.judgements:

@@ -31,7 +31,7 @@ class Sidecar:
     url: str | None = None
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """A `.json` that cannot be used as a whole."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -67,22 +67,24 @@ def from_json(data: bytes, budget: int, most: int) -> Sidecar:
     """The captions and the URL of a `.json`.
 
     Raises:
-        Malformed: when it is no JSON object in UTF-8, or `captions` is no list of at most `most`.
+        MalformedError: when it is no JSON object in UTF-8, or `captions` is no list of at most `most`.
     """
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Malformed(Reason.JSON_MALFORMED, f"expected a JSON object, found: {error}") from error
+        raise MalformedError(Reason.JSON_MALFORMED, f"expected a JSON object, found: {error}") from error
     if not isinstance(value, dict):
-        raise Malformed(Reason.JSON_MALFORMED, f"expected a JSON object, found {type(value).__name__}")
+        raise MalformedError(Reason.JSON_MALFORMED, f"expected a JSON object, found {type(value).__name__}")
     listed = value.get("captions")
     if listed is None:
         listed = []
     if not isinstance(listed, list):
         found = type(listed).__name__
-        raise Malformed(Reason.JSON_MALFORMED, f"expected `captions` to be a list, found {found}")
+        raise MalformedError(Reason.JSON_MALFORMED, f"expected `captions` to be a list, found {found}")
     if len(listed) > most:
-        raise Malformed(Reason.CAPTIONS_TOO_MANY, f"expected at most {most} captions, found {len(listed)}")
+        raise MalformedError(
+            Reason.CAPTIONS_TOO_MANY, f"expected at most {most} captions, found {len(listed)}"
+        )
     single = value.get("caption")
     return Sidecar(
         listed=tuple(_from_value(entry, budget) for entry in listed),

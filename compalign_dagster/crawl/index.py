@@ -6,7 +6,7 @@ The images stay in the tar; a pair is its place. Equal shards give equal indexes
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 

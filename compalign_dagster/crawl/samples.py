@@ -5,12 +5,13 @@ grows with the number of samples and the length of their captions.
 """
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from compalign_dagster import images
 from compalign_dagster.crawl import captions
-from compalign_dagster.crawl.captions import Caption, Malformed, Sidecar
+from compalign_dagster.crawl.captions import Caption, MalformedError, Sidecar
 from compalign_dagster.crawl.reasons import Reason
 from compalign_dagster.crawl.tar import Damage, Member
 from compalign_dagster.images import ImageFacts, ImageRejected
@@ -18,8 +19,8 @@ from compalign_dagster.images import ImageFacts, ImageRejected
 _IMAGES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl", "ppm", "img"}
 )
-_SHOWN_NAME_BYTES = 1024
-_LONGEST_NAME_BYTES = 4096
+_LONGEST_NAME_BYTES = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Sorted:
     def _add_json(self, sample: Sample, place: Place, data: bytes) -> None:
         try:
             sidecar = captions.from_json(data, self.budgets.caption_bytes, self.budgets.sample_captions)
-        except Malformed as error:
+        except MalformedError as error:
             self.refuse(sample.key, place, error.reason, error.detail)
             return
         sample.sidecar, sample.sidecar_place = sidecar, place
@@ -164,7 +165,7 @@ def split_name(name: bytes) -> tuple[str, str]:
 
     Hidden files (`._0001.jpg`) and names without a dot have the extension "".
     """
-    folder, slash, last = shown(name).rpartition("/")
+    folder, slash, last = name.decode("utf-8", "backslashreplace").rpartition("/")
     stem, _, extension = last.partition(".")
     if not stem:
         return "", ""
@@ -184,13 +185,13 @@ def name_problem(name: bytes) -> str | None:
         return "expected UTF-8, found other bytes"
     if text.startswith("/") or "\\" in text or ".." in text.split("/"):
         return "expected a relative path that does not climb, found one that is absolute or climbs"
-    if not text.isprintable():
-        return "expected printable characters, found control characters"
+    if _CONTROL.search(text):
+        return "expected no control characters, found some"
     return None
 
 
 def shown(name: bytes) -> str:
     """A member's name as text that Parquet and a terminal can hold."""
-    if len(name) > _SHOWN_NAME_BYTES:
-        name = name[:_SHOWN_NAME_BYTES] + b"..."
+    if len(name) > _LONGEST_NAME_BYTES:
+        name = name[:_LONGEST_NAME_BYTES] + b"..."
     return name.decode("utf-8", "backslashreplace")

@@ -232,8 +232,8 @@ def _resume(tape: Tape) -> bool:
         at = window.find(_MAGIC, _MAGIC_AT)
         while at >= 0:
             first = at - _MAGIC_AT
-            block = window[first : first + BLOCK]
-            if len(block) == BLOCK and _parse(block) is not None:
+            plausible = not window[first + 148 : first + 156].strip(b"01234567 \0")
+            if plausible and _parse(window[first : first + BLOCK]) is not None:
                 tape.skip(first)
                 return True
             at = window.find(_MAGIC, at + 1)

@@ -80,16 +80,16 @@ class PixelTower(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(3, widths[0], 4, 4),
             nn.BatchNorm2d(widths[0]),
-            nn.GELU(),
+            nn.ReLU(),
             nn.Conv2d(widths[0], widths[1], 3, 1, 1),
             nn.BatchNorm2d(widths[1]),
-            nn.GELU(),
+            nn.ReLU(),
             nn.Conv2d(widths[1], widths[2], 3, 2, 1),
             nn.BatchNorm2d(widths[2]),
-            nn.GELU(),
+            nn.ReLU(),
             nn.Conv2d(widths[2], widths[3], 3, 2, 1),
             nn.BatchNorm2d(widths[3]),
-            nn.GELU(),
+            nn.ReLU(),
         ).to(memory_format=torch.channels_last)
         self.project = nn.Linear(widths[3] * (side // 16) ** 2, DIMENSION)
 

@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from compalign_dagster.statistics import bootstrap_mean, bootstrap_over
+from compalign_dagster.statistics import Estimate
 
-RECALL_AT = (1, 5, 10)
+RECALL_AT = {"r1": 1, "r5": 5, "r10": 10}
 DIRECTIONS = ("image_to_text", "text_to_image")
+_RESAMPLES = 1000
+
+Ranks = Mapping[str, np.ndarray]
+"""By direction, int64 [training seeds, queries]: how many wrong answers come before the first right one."""
 
 
 def right_answers(captions: Sequence[str], image_of: np.ndarray, images: int) -> np.ndarray:
@@ -36,61 +40,69 @@ def ranks(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     return ((similarity >= best) & ~right).sum(1)
 
 
-def retrieval_ranks(similarity: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+def both_ways(similarity: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
     """Ranks of both directions from similarity and right answers [images, captions], by `DIRECTIONS`."""
     return {"image_to_text": ranks(similarity, right), "text_to_image": ranks(similarity.T, right.T)}
 
 
-def recall(found: Mapping[str, np.ndarray], image_of: np.ndarray, *, seed: int) -> dict[str, Any]:
-    """R@k of ranks [seeds, queries] per direction: `{direction: {"R@1": {value, low, high, n}, ...}}`.
+def recall(found: Ranks, image_of: np.ndarray, *, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """R@1, R@5 and R@10 by direction: `{direction: {"r1": {value, low, high, n, seed_std}, ...}}`.
 
-    The value is the mean over training seeds and queries, the interval a bootstrap over test images,
-    `seed_std` the deviation between training seeds. `n` counts queries.
+    A value is a share, 0 to 1, averaged over training seeds and queries; `n` counts queries. The interval
+    is a bootstrap over test images and training seeds together; `seed_std` is the standard deviation
+    between training seeds, None for one seed.
     """
-    figures: dict[str, Any] = {}
-    for direction in DIRECTIONS:
-        rank = np.atleast_2d(found[direction])
-        groups = _images(direction, rank.shape[1], image_of)
-        figures[direction] = {}
-        for k in RECALL_AT:
-            hits = rank < k
-            spread = float(hits.mean(1).std(ddof=1)) if len(hits) > 1 else None
-            estimate = bootstrap_mean(hits.mean(0), groups, seed=seed).as_dict()
-            figures[direction][f"R@{k}"] = {**estimate, "seed_std": spread}
-    return figures
-
-
-def difference(
-    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], image_of: np.ndarray, *, seed: int
-) -> dict[str, Any]:
-    """`one` minus `other` in R@k, on the same queries, in the layout of `recall`.
-
-    Test images and training seeds are drawn again, both arms on the same images; the seeds of the two
-    arms are drawn apart, for a seed has no counterpart in the other arm.
-    """
-    figures: dict[str, Any] = {}
-    for direction in DIRECTIONS:
-        first, second = np.atleast_2d(one[direction]), np.atleast_2d(other[direction])
-        groups = _images(direction, first.shape[1], image_of)
-        figures[direction] = {
-            f"R@{k}": _paired(first < k, second < k, groups, seed).as_dict() for k in RECALL_AT
+    return {
+        direction: {
+            name: {
+                **_bootstrap([found[direction] < k], _groups(found, direction, image_of), seed).as_dict(),
+                "seed_std": _spread(found[direction] < k),
+            }
+            for name, k in RECALL_AT.items()
         }
-    return figures
+        for direction in DIRECTIONS
+    }
 
 
-def _paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray, seed: int):  # noqa: ANN202
+def difference(one: Ranks, other: Ranks, image_of: np.ndarray, *, seed: int) -> dict[str, dict[str, dict]]:
+    """`one` minus `other`, in the layout of `recall`, on the same queries.
+
+    The same test images are drawn for both; training seeds are drawn for each arm apart, because a seed
+    has no counterpart in the other arm.
+    """
+    return {
+        direction: {
+            name: _bootstrap(
+                [one[direction] < k, other[direction] < k], _groups(one, direction, image_of), seed
+            ).as_dict()
+            for name, k in RECALL_AT.items()
+        }
+        for direction in DIRECTIONS
+    }
+
+
+def _bootstrap(arms: Sequence[np.ndarray], groups: np.ndarray, seed: int) -> Estimate:
+    """Mean of the hits [seeds, queries] of the first arm, less that of the second where there is one."""
+    _, code, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    sums = [np.stack([np.bincount(code, weights=row) for row in hits.astype(float)]) for hits in arms]
     generator = np.random.default_rng(seed)
-    whole = [True]  # the first call is the figure itself, on all seeds
+    draws = np.empty((len(arms), _RESAMPLES))
+    for at in range(_RESAMPLES):
+        images = generator.integers(0, len(sizes), len(sizes))
+        for arm, table in enumerate(sums):
+            seeds = generator.integers(0, len(table), len(table))
+            draws[arm, at] = table[seeds][:, images].sum() / (len(seeds) * sizes[images].sum())
+    signs = np.array([1.0, -1.0])[: len(arms)]
+    low, high = np.quantile(signs @ draws, [0.025, 0.975])
+    value = float(signs @ np.array([hits.mean() for hits in arms]))
+    return Estimate(value, float(low), float(high), len(groups))
 
-    def statistic(rows: np.ndarray) -> float:
-        return float(first[_draw(first)].mean(0)[rows].mean() - second[_draw(second)].mean(0)[rows].mean())
 
-    def _draw(hits: np.ndarray) -> np.ndarray:
-        return generator.integers(0, len(hits), len(hits))
-
-    del whole
-    return bootstrap_over(groups, statistic, seed=seed)
-
-
-def _images(direction: str, queries: int, image_of: np.ndarray) -> np.ndarray:
+def _groups(found: Ranks, direction: str, image_of: np.ndarray) -> np.ndarray:
+    """The test image of every query of a direction."""
+    queries = found[direction].shape[1]
     return np.arange(queries) if direction == "image_to_text" else np.asarray(image_of)
+
+
+def _spread(hits: np.ndarray) -> float | None:
+    return float(hits.mean(1).std(ddof=1)) if len(hits) > 1 else None

@@ -15,26 +15,27 @@ _BY = "_by_"
 def annotations_page(
     facts: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
-    agreement: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The page of one set of annotations.
 
     `facts`: whole numbers become tiles, mappings of names to whole numbers become tables, `problems`
-    (sentences) is the outcome of the exact check. `examples`: `image` (bytes), `labeler`, `captions`
-    (best first: `rank`, `caption`, `source`). `agreement`: name -> estimate `{value, low, high, n}`.
+    (sentences) is the outcome of the exact check, `agreement` has estimates `{value, low, high, n}` by name
+    and `mean_rank_of_source` a number by caption source. `examples`: `image` (bytes), `labeler`, `captions`
+    (best first: `rank`, `caption`, `source`).
     """
     return render(
         "annotations.html",
-        numbers=[(name, value) for name, value in facts.items() if isinstance(value, int) and not isinstance(value, bool)],
+        numbers=[(name, value) for name, value in facts.items() if type(value) is int],
         tables=[
-            (name.replace(_BY, " by "), name.rpartition(_BY)[2] if _BY in name else "name", largest_first(value))
+            (name, name.rpartition(_BY)[2] if _BY in name else "name", largest_first(value))
             for name, value in facts.items()
-            if isinstance(value, Mapping) and all(isinstance(item, int) for item in value.values())
+            if isinstance(value, Mapping) and value and all(type(item) is int for item in value.values())
         ],
         images=facts.get("images", 0),
         comparisons=facts.get("comparisons", 0),
         problems=[readable(text, 300).text for text in facts.get("problems", [])],
-        agreement=dict(agreement or {}),
+        agreement=dict(facts.get("agreement") or {}),
+        means=list((facts.get("mean_rank_of_source") or {}).items()),
         examples=[_shown(example) for example in examples[:_EXAMPLES_SHOWN]],
     )
 

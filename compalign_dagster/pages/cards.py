@@ -12,7 +12,7 @@ from typing import Any
 from compalign_dagster.pages.images import thumbnail_uri
 
 GALLERY_LIMIT = 24
-CAPTION_CHARACTERS = 280
+CAPTION_CHARACTERS = 180
 
 _LINE_BREAKS = "\n\r\t\x0b\x0c\x85\u2028\u2029"
 

@@ -8,7 +8,9 @@ from compalign_dagster.pages.render import render
 
 _SHARDS_SHOWN = 200
 _QUARANTINE_SHOWN = 200
-_SUMMED = ("bytes", "members", "used", "quarantined_members", "ignored", "captions", "pairs", "quarantined_captions")
+_SUMMED = (
+    "bytes", "members", "used", "quarantined_members", "ignored", "captions", "pairs", "quarantined_captions",
+)  # fmt: skip
 
 
 def crawl_page(
@@ -35,6 +37,7 @@ def crawl_page(
         refused=sum(reasons.values()),
         gallery=gallery(cards),
         quarantine=[
-            {**row, "detail": readable(row.get("detail") or "", 200)} for row in quarantine[:_QUARANTINE_SHOWN]
+            {**row, "detail": readable(row.get("detail") or "", 200)}
+            for row in quarantine[:_QUARANTINE_SHOWN]
         ],
     )

@@ -77,4 +77,5 @@ def _small_jpeg(image: Image.Image, limit: int) -> bytes:
             image.save(out, "JPEG", quality=quality, optimize=True)
             if out.tell() <= limit:
                 return out.getvalue()
-        image = image.resize((max(1, image.width * 2 // 3), max(1, image.height * 2 // 3)), Image.Resampling.LANCZOS)
+        smaller = (max(1, image.width * 2 // 3), max(1, image.height * 2 // 3))
+        image = image.resize(smaller, Image.Resampling.LANCZOS)

@@ -7,7 +7,9 @@ hatching, series by markers and line styles.
 """
 
 import io
+import itertools
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ COLOURS = (BLUE, ORANGE, TEAL, PLUM, GREY)
 MARKERS = ("o", "s", "^", "D", "v")
 HATCHES = ("", "///", "...", "xx", "\\\\\\")
 _INK = "#0a0b0c"  # becomes currentColor
+_INK_RGB = (0x0A / 255, 0x0B / 255, 0x0C / 255)
 _POINTS = 300  # of a drawn curve
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -49,6 +52,10 @@ _STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
+
+
+# Title, tick names, series name -> estimate {value, low, high} per tick.
+Panel = tuple[str, Sequence[str], Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,9 @@ def _save(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
+        # The reader's browser draws SVG text, with fonts of its own: emoji are no problem there.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         nothing = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
@@ -97,9 +106,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
-    svg = re.sub(
-        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg
-    )
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
 
@@ -110,20 +117,28 @@ def label(text: Any, limit: int = 28) -> str:
     return shown.text + ("…" if shown.cut else "")
 
 
+def _count(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u2009")
+
+
 def grid(axes: "Axes", axis: Any = "y") -> None:
     """Faint lines across the plot, along one axis."""
     axes.grid(axis=axis, color=_INK, alpha=0.14, linewidth=0.8)
     axes.tick_params(length=0)
 
 
+def hatched(colour: str, hatch: str) -> dict[str, Any]:
+    """Bar options: a fill with hatching that shows in grey print and in both colour schemes."""
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": (*_INK_RGB, 0.45), "linewidth": 0}
+
+
 def histogram(figure: "Figure", edges: Sequence[float], kept: Sequence[int], dropped: Sequence[int],
               cuts: Sequence[tuple[str, float]]) -> None:  # fmt: skip
     """Kept on dropped rewards in bins, with labelled cuts."""
     axes = figure.add_subplot()
-    left, width = list(edges[:-1]), [high - low for low, high in zip(edges, edges[1:], strict=False)]
-    gap = {"align": "edge", "linewidth": 0.4}
-    axes.bar(left, dropped, width, color=GREY, alpha=0.55, hatch="////", edgecolor=GREY, label="dropped", **gap)
-    axes.bar(left, kept, width, bottom=dropped, color=BLUE, edgecolor=BLUE, label="kept", **gap)
+    left, width = list(edges[:-1]), [high - low for low, high in itertools.pairwise(edges)]
+    axes.bar(left, dropped, width, align="edge", label="dropped", **hatched(GREY, "////"))
+    axes.bar(left, kept, width, bottom=dropped, align="edge", color=BLUE, label="kept")
     for at, (name, cut) in enumerate(cuts):
         axes.axvline(cut, color=_INK, linewidth=1.4, linestyle=("--", ":", "-.")[at % 3])
         axes.annotate(
@@ -134,38 +149,34 @@ def histogram(figure: "Figure", edges: Sequence[float], kept: Sequence[int], dro
     axes.set_ylabel("pairs")
     axes.margins(x=0.01)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.12)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009"))
+    axes.yaxis.set_major_formatter(lambda value, _: _count(value))
     grid(axes)
     figure.legend(loc="outside upper right", ncols=2)
 
 
 def waterfall(figure: "Figure", steps: Sequence[tuple[str, int]], kept: int) -> None:
-    """From all pairs down to the kept ones: the first of `steps` is the total, the others are taken off it."""
+    """From all pairs down to the kept ones: the first step is the total, the others are taken off it."""
     axes = figure.add_subplot()
     names = [label(name) for name, _ in steps] + ["kept"]
     left, rows = 0, list(range(len(names)))
+    beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
     for row, (_, size) in enumerate(steps):
         if row == 0:
             left = size
             axes.barh(row, size, color=GREY, height=0.62)
         else:
             left -= size
-            axes.barh(
-                row, size, left=left, color=ORANGE, alpha=0.6, hatch="////", edgecolor=ORANGE, height=0.62, linewidth=0.4
-            )
+            axes.barh(row, size, left=left, height=0.62, **hatched(ORANGE, "////"))
         end = left + size if row else size
-        text = f"\u2212{size:,}" if row else f"{size:,}"
-        axes.annotate(text.replace(",", "\u2009"), (end, row), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.annotate(("\u2212" if row else "") + _count(size), (end, row), **beside)
     axes.barh(rows[-1], kept, color=BLUE, height=0.62)
-    axes.annotate(
-        f"{kept:,}".replace(",", "\u2009"), (kept, rows[-1]), xytext=(6, 0), textcoords="offset points", va="center"
-    )
+    axes.annotate(_count(kept), (kept, rows[-1]), **beside)
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
     axes.set_xlabel("pairs")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009"))
+    axes.xaxis.set_major_formatter(lambda value, _: _count(value))
     grid(axes, "x")
 
 
@@ -177,12 +188,14 @@ def forest(figure: "Figure", rows: Sequence[tuple[str, Mapping[str, Any]]], *, r
     for at, (_, estimate) in enumerate(rows):
         colour, marker = (BLUE, "o") if at == 0 else (GREY, "s")
         if estimate.get("value") is None:
-            axes.annotate("not measured", (0.02, at), xycoords=("axes fraction", "data"), va="center", style="italic")
+            axes.annotate("not measured", (0.02, at), xycoords=("axes fraction", "data"), va="center")
             continue
         value = estimate["value"] * scale
         low, high = (estimate.get(end) for end in ("low", "high"))
-        spread = [[value - low * scale], [high * scale - value]] if low is not None and high is not None else None
-        axes.errorbar(value, at, xerr=spread, fmt=marker, color=colour, capsize=4, markersize=7, linewidth=2.2)
+        spread = None
+        if low is not None and high is not None:
+            spread = [[value - low * scale], [high * scale - value]]
+        axes.errorbar(value, at, xerr=spread, fmt=marker, color=colour, capsize=4, markersize=7, lw=2.2)
         axes.annotate(
             f"{value:.1f} %" if as_percent else f"{value:.3f}", (value, at), xytext=(0, 9),
             textcoords="offset points", ha="center", fontsize=9.5,
@@ -190,8 +203,8 @@ def forest(figure: "Figure", rows: Sequence[tuple[str, Mapping[str, Any]]], *, r
     if reference is not None:
         axes.axvline(reference * scale, color=_INK, linestyle="--", linewidth=1.2)
         axes.annotate(
-            "chance", (reference * scale, 1), xycoords=("data", "axes fraction"), xytext=(-5, -2),
-            textcoords="offset points", ha="right", va="top", fontsize=9.5,
+            "chance", (reference * scale, 1), xycoords=("data", "axes fraction"), xytext=(5, -2),
+            textcoords="offset points", va="top", fontsize=9.5,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [label(name) for name, _ in rows])
     axes.set_ylim(len(rows) - 0.45, -0.75)
@@ -200,25 +213,21 @@ def forest(figure: "Figure", rows: Sequence[tuple[str, Mapping[str, Any]]], *, r
     grid(axes, "x")
 
 
-def grouped_bars(figure: "Figure", groups: Sequence[tuple[str, Sequence[str], Mapping[str, Sequence[Mapping[str, Any]]]]],
-                 ylabel: str) -> None:  # fmt: skip
-    """Panels side by side (title, tick names, series name -> estimate per tick), shares as percent."""
+def grouped_bars(figure: "Figure", groups: Sequence[Panel], ylabel: str) -> None:
+    """Panels side by side, shares as percent, with intervals."""
     panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
     for panel, (title, ticks, series) in zip(panels, groups, strict=True):
         width = 0.82 / max(1, len(series))
         for at, (name, estimates) in enumerate(series.items()):
             x = [tick - 0.41 + width * (at + 0.5) for tick in range(len(ticks))]
             values = [100 * (estimate.get("value") or 0) for estimate in estimates]
-            colour = COLOURS[at % len(COLOURS)]
-            panel.bar(
-                x, values, width * 0.92, color=colour, alpha=0.85, hatch=HATCHES[at % len(HATCHES)],
-                edgecolor=colour, linewidth=0.5, label=label(name),
-            )  # fmt: skip
+            look = hatched(COLOURS[at % len(COLOURS)], HATCHES[at % len(HATCHES)])
+            panel.bar(x, values, width * 0.92, label=label(name), **look)
             for place, value, estimate in zip(x, values, estimates, strict=True):
                 low, high = estimate.get("low"), estimate.get("high")
                 if low is not None and high is not None:
                     error = [[max(0.0, value - 100 * low)], [max(0.0, 100 * high - value)]]
-                    panel.errorbar(place, value, yerr=error, fmt="none", ecolor=_INK, capsize=2.5, linewidth=1.2)
+                    panel.errorbar(place, value, yerr=error, fmt="none", ecolor=_INK, capsize=2.5, lw=1.2)
         panel.set_title(title)
         panel.set_xticks(range(len(ticks)), ticks)
         grid(panel)
@@ -243,8 +252,8 @@ def lines(figure: "Figure", panels: Sequence[tuple[str, Mapping[str, Sequence[tu
         if reference and title.startswith("training"):
             panel.axhline(reference[1], color=_INK, linestyle=":", linewidth=1.2)
             panel.annotate(
-                reference[0], (1, reference[1]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                textcoords="offset points", ha="right", fontsize=9.5,
+                reference[0], (1, reference[1]), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=9.5,
             )  # fmt: skip
         panel.set_title(title)
         panel.set_xlabel("step")

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -30,16 +31,18 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "count": count,
         "percent": percent,
         "number": number,
         "signed": signed,
-        "readable": lambda text, limit=280: readable(text, limit).text,
+        "readable": lambda text, limit=180: readable(text, limit).text,
         "words": lambda name: readable(str(name).replace("_", " "), 120).text,
+        "points": points,
         "size": size,
         "moment": moment,
     }
+    environment.filters.update(filters)
     return environment
 
 
@@ -69,6 +72,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{100 * value:.{digits}f}\u202f%"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return NOTHING if value is None else signed(100 * value, 1)
 
 
 def size(value: float | None) -> str:

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compalign_dagster.pages import plots
+from compalign_dagster.pages.evaluation import AGREEMENT_AXIS, SCORERS
 from compalign_dagster.pages.plots import Plot
 from compalign_dagster.pages.render import render
 
-_LN2 = ("ln 2: two captions are told apart by chance", math.log(2))
-_SCORERS = {"reward": "reward", "cosine": "image-text cosine", "itm": "image-text matching", "caption_length": "caption length"}
-_LOSS_LABEL = {"preference": "validation, preference", "anchor": "validation, anchors", "total": "validation, total"}
+_LN2 = ("ln 2", math.log(2))  # the preference loss of a model that cannot tell two captions apart
+_LOSS_LABEL = {
+    "preference": "validation, preference",
+    "anchor": "validation, anchors",
+    "total": "validation, total",
+}
 
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -24,13 +28,12 @@ def reward_page(
     `curves`: name -> losses of every step, or (step, loss) points, or dictionaries with `step`.
     `gate`: (claim, passed, figure in words) per condition of promotion.
     """
-    estimates, plain = figures(metrics)
     agreement = by_scorer(metrics, "preference_accuracy")
     across = by_scorer(metrics, "cross_image_auc")
     return render(
         "reward.html",
-        estimates=estimates,
-        plain=plain,
+        estimates=[(name, value) for name, value in metrics.items() if is_estimate(value)],
+        plain=[(name, value) for name, value in metrics.items() if type(value) in (int, float)],
         gate=list(gate),
         passed=all(passed for _, passed, _ in gate),
         stuck=bool(metrics.get("validation_stuck_at_ln2")),
@@ -43,18 +46,8 @@ def reward_page(
 def curves_picture(curves: Mapping[str, Any]) -> bytes:
     """The training curves as a small PNG for an event."""
     found = panels(curves)
-    return plots.draw_png(lambda figure: plots.lines(figure, found, _LN2), width=3.6 * max(1, len(found)) + 1, height=2.8)
-
-
-def figures(metrics: Mapping[str, Any]) -> tuple[list[tuple[str, Mapping[str, Any]]], list[tuple[str, float]]]:
-    """The figures of `metrics` that have an interval, and the plain numbers."""
-    estimates = [(name, value) for name, value in metrics.items() if is_estimate(value)]
-    plain = [
-        (name, value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    return estimates, plain
+    width = 3.6 * max(1, len(found)) + 1
+    return plots.draw_png(lambda figure: plots.lines(figure, found, _LN2), width=width, height=2.8)
 
 
 def is_estimate(value: Any) -> bool:
@@ -64,9 +57,9 @@ def is_estimate(value: Any) -> bool:
 
 def by_scorer(metrics: Mapping[str, Any], figure: str) -> dict[str, Mapping[str, Any]]:
     """One figure of the reward and of every baseline that has it, under names for people."""
-    found = {"reward": metrics.get(figure)}
-    found |= {name: (entry or {}).get(figure) for name, entry in (metrics.get("baselines") or {}).items()}
-    return {_SCORERS.get(name, name): value for name, value in found.items() if is_estimate(value)}
+    scorers = {"reward": metrics, **(metrics.get("baselines") or {})}
+    found = {SCORERS.get(name, name): (entry or {}).get(figure) for name, entry in scorers.items()}
+    return {name: value for name, value in found.items() if value is not None and is_estimate(value)}
 
 
 def _forest(agreement: Mapping[str, Mapping[str, Any]]) -> Plot | None:
@@ -75,12 +68,12 @@ def _forest(agreement: Mapping[str, Mapping[str, Any]]) -> Plot | None:
     rows = list(agreement.items())
     svg = plots.draw_svg(
         "forest",
-        lambda figure: plots.forest(figure, rows, reference=0.5, xlabel="agrees with people, % of comparisons"),
+        lambda figure: plots.forest(figure, rows, reference=0.5, xlabel=AGREEMENT_AXIS),
         height=0.62 * len(rows) + 1.2,
     )
     return Plot(
         svg,
-        "Share of held-out comparisons in which each scorer prefers the caption people preferred, with intervals.",
+        "Share of held-out comparisons in which each scorer prefers what people preferred, with intervals.",
         "Dot: share of held-out comparisons in which the scorer prefers what people preferred. "
         "Bar: 95 % interval, drawn over images. The same numbers are in the table.",
     )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
+from transformers.utils.logging import disable_progress_bar
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
@@ -28,7 +29,11 @@ from compalign_dagster.reward.tokenizer import train_tokenizer
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
+_ROWS_TOGETHER = 64  # captions
 _PREPROCESSING = "preprocessor_config.json"
+
+
+disable_progress_bar()  # of reading and writing weights; a log line says as much
 
 
 class BlipReward(RewardModel):
@@ -99,20 +104,30 @@ class BlipReward(RewardModel):
         ids, mask = self._tokens(captions)
         return self.head(self._fused(ids, mask, image_states[image_index.to(self.device)]))
 
-    def joint_loss(self, image_states: Tensor, captions: Sequence[str]) -> Tensor:
-        """BLIP's ITC + ITM with hard negatives (one caption for each image, one image for each caption)."""
-        ids, mask = self._tokens(captions)
-        images, words = self._joint_images(image_states), self._joint_texts(ids, mask)
+    def joint_loss(
+        self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
+    ) -> Tensor:
+        """BLIP's ITC + ITM with hard negatives: a caption and an image each; near misses stand in for the image."""
+        wrong = [(at, text) for at, text in enumerate(near_misses) if text is not None]
+        ids, mask = self._tokens([*captions, *(text for _, text in wrong)])
+        count = len(captions)
+        images, words = self._joint_images(image_states), self._joint_texts(ids[:count], mask[:count])
         logits = images @ words.T / self.log_temperature.clamp(-6.9, -0.7).exp()  # 0.001 .. 0.5
         alike = same(captions).to(self.device)
-        other_text = hard_negatives(logits, alike)
-        other_image = hard_negatives(logits.T, alike)
-        own = torch.arange(len(captions), device=self.device)
-        of_image = torch.cat([own, own, other_image])
-        of_text = torch.cat([own, other_text, own])
-        fused = self._fused(ids[of_text], mask[of_text], image_states[of_image])
-        match = alike[of_image, of_text].long()
-        return contrastive(logits, alike) + F.cross_entropy(self.blip.itm_head(fused), match)
+        own = torch.arange(count, device=self.device)
+        of_image, of_text = [own, own], [own, hard_negatives(logits, alike)]
+        match = [torch.ones_like(own), alike[own, of_text[1]].long()]
+        if wrong:
+            of_image.append(torch.tensor([at for at, _ in wrong], device=self.device))
+            of_text.append(torch.arange(count, len(ids), device=self.device))
+            match.append(torch.zeros_like(of_image[-1]))
+        else:
+            of_image.append(hard_negatives(logits.T, alike))
+            of_text.append(own)
+            match.append(alike[of_image[-1], own].long())
+        rows = torch.cat(of_text)
+        fused = self._fused(ids[rows], mask[rows], image_states[torch.cat(of_image)])
+        return contrastive(logits, alike) + F.cross_entropy(self.blip.itm_head(fused), torch.cat(match))
 
     def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
         """All weights but the embeddings and the lower `frozen_share` of both towers' layers."""
@@ -161,15 +176,31 @@ class BlipReward(RewardModel):
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
     def _fused(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
-        text = self.blip.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states)
-        return text.last_hidden_state[:, 0]
+        """h_CLS(text | image), [N, D]."""
+        return self._text_states(ids, mask, states)
+
+    def _text_states(self, ids: Tensor, mask: Tensor, states: Tensor | None) -> Tensor:
+        """States of [CLS]; on a CPU in parts of similar length, so that little is computed on padding."""
+        lengths = mask.sum(1)
+        size = len(ids) if self.device.type != "cpu" else _ROWS_TOGETHER
+        order = lengths.argsort(stable=True)
+        found = []
+        for rows in order.split(size):
+            longest = int(lengths[rows[-1]])
+            seen = None if states is None else states[rows]
+            text = self.blip.text_encoder(
+                input_ids=ids[rows, :longest],
+                attention_mask=mask[rows, :longest],
+                encoder_hidden_states=seen,
+            )
+            found.append(text.last_hidden_state[:, 0])
+        return torch.cat(found)[order.argsort()]
 
     def _joint_images(self, image_states: Tensor) -> Tensor:
         return F.normalize(self.blip.vision_proj(image_states[:, 0]), dim=-1)
 
     def _joint_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        text = self.blip.text_encoder(input_ids=ids, attention_mask=mask)
-        return F.normalize(self.blip.text_proj(text.last_hidden_state[:, 0]), dim=-1)
+        return F.normalize(self.blip.text_proj(self._text_states(ids, mask, None)), dim=-1)
 
 
 class TinyBlipReward(BlipReward):

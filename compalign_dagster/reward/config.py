@@ -34,6 +34,7 @@ class RewardConfig:
     pretrain_steps: int = 0
     pretrain_batch: int = 128  # pairs
     pretrain_lr: float = 1e-3
+    near_misses: bool = False  # captions with one word changed are among the negatives of matching
     # stage 1: rewards, from human comparisons and cross-image anchors
     steps: int = 150
     batch_images: int = 32  # judged images a step, with all of their captions
@@ -54,7 +55,7 @@ class RewardConfig:
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "blip-tiny": {"pretrain_steps": 200},
+    "blip-tiny": {"pretrain_steps": 400, "near_misses": True},
     # ImageReward: 70 % frozen, lr 1e-5, cosine; 35 tokens there is too short for web captions.
     "blip": {
         "image_size": 224,
@@ -93,14 +94,23 @@ def reward_config(settings: Mapping[str, Any] | None = None) -> RewardConfig:
                 remedy="Correct the name or remove it.",
             )
         given[name] = _checked(name, known[name], value)
-    return RewardConfig(**{**DEFAULTS[backbone], **given})
+    config = RewardConfig(**{**DEFAULTS[backbone], **given})
+    for whole, part in (("hidden_size", "heads"), ("image_size", "patch_size")):
+        if backbone == "blip-tiny" and getattr(config, whole) % getattr(config, part):
+            raise InputError(
+                f"reward setting {whole!r}",
+                expected=f"a multiple of {part}",
+                found=f"{getattr(config, whole)} and {getattr(config, part)}",
+                remedy="Correct the configuration.",
+            )
+    return config
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
     """`value` as the setting's type, in range."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, kind):
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
         expected = f"a value of type {getattr(kind, '__name__', kind)}"
     elif name in _SHARES and not 0 <= value <= 1:
         expected = "a number from 0 to 1"

@@ -86,6 +86,7 @@ def _judged(
 
 def texts(data: TrainingData) -> Iterator[str]:
     """Every caption a tokenizer may learn from: the crawl's, then those of the training split."""
-    yield from data.crawl["caption"].to_pylist()
+    for chunk in data.crawl["caption"].iterchunks():
+        yield from chunk.to_pylist()
     for image in judged_images(data, "train"):
         yield from image.captions

@@ -75,9 +75,12 @@ class RewardModel(nn.Module, ABC):
         """The rewards of `forward` alone, [N]; for training, where the baselines would cost time."""
         return self(image_states, captions, image_index).reward
 
-    def joint_loss(self, image_states: Tensor, captions: Sequence[str]) -> Tensor:
+    def joint_loss(
+        self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
+    ) -> Tensor:
         """Stage 0: caption i belongs to image i, all else in the batch does not. Scalar.
 
+        `near_misses[i]`, where given, is a wrong caption of image i that reads like its own.
         Needed only where `pretrain_steps` or `joint_weight` is not 0.
         """
         raise NotImplementedError(f"{self.name} has no joint space to pre-train")

@@ -148,7 +148,11 @@ def _fold_batch_norms(net: nn.Module) -> None:
     for block in net._blocks:  # type: ignore[union-attr]
         pairs += [
             (block, conv, norm)
-            for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+            for conv, norm in (
+                ("_expand_conv", "_bn0"),
+                ("_depthwise_conv", "_bn1"),
+                ("_project_conv", "_bn2"),
+            )
             if hasattr(block, conv)
         ]
     for owner, conv, norm in pairs:

@@ -8,6 +8,7 @@ import logging
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 
 from compalign_dagster.fitting import fit
@@ -15,6 +16,7 @@ from compalign_dagster.reward.batches import epochs
 from compalign_dagster.reward.data import TrainingData
 from compalign_dagster.reward.loading import ImageLoader, Place, states_of
 from compalign_dagster.reward.model import Progress, RewardModel
+from compalign_dagster.reward.nearmiss import Substitutes
 
 logger = logging.getLogger(__name__)
 
@@ -26,29 +28,16 @@ def crawl_pairs(data: TrainingData, *, limit: int, seed: int) -> tuple[list[Craw
 
     Pairs whose image was judged and lies outside the training split are never seen in training.
     """
-    images = data.images
-    held = {
-        image_id
-        for image_id, split in zip(images["image_id"].to_pylist(), images["split"].to_pylist(), strict=True)
-        if split != "train"
-    }
-    columns = ["shard", "image_offset", "image_length", "caption", "image_sha256"]
-    table = data.crawl.select(columns)
-    free = [at for at, digest in enumerate(table["image_sha256"].to_pylist()) if digest not in held]
+    held = data.images.filter(pc.not_equal(data.images["split"], "train"))["image_id"].combine_chunks()
+    table = data.crawl.select(["shard", "image_offset", "image_length", "caption", "image_sha256"])
+    free = np.flatnonzero(~pc.is_in(table["image_sha256"], value_set=held).to_numpy())
     held_back = len(table) - len(free)
     if len(free) > limit:
         drawn = np.random.default_rng(seed).choice(len(free), size=limit, replace=False)
-        free = [free[at] for at in sorted(drawn.tolist())]
-    rows = table.take(pa.array(free, pa.int64())).to_pylist()
+        free = free[np.sort(drawn)]
+    rows = table.take(pa.array(free)).to_pylist()
     pairs = [((row["shard"], row["image_offset"], row["image_length"]), row["caption"]) for row in rows]
     return pairs, held_back
-
-
-def joint_batches(
-    model: RewardModel, images: ImageLoader, pairs: list[CrawlPair], *, batch: int, seed: int
-) -> "JointLoss":
-    """The joint loss of one batch after another."""
-    return JointLoss(model, images, pairs, batch, seed)
 
 
 class JointLoss:
@@ -58,12 +47,19 @@ class JointLoss:
         self, model: RewardModel, images: ImageLoader, pairs: list[CrawlPair], batch: int, seed: int
     ) -> None:
         self.model, self.images, self.pairs = model, images, pairs
-        self.order = epochs(len(pairs), batch, np.random.default_rng(seed))
+        self.rng = np.random.default_rng(seed)
+        self.order = epochs(len(pairs), batch, self.rng)
+        wanted = model.config.near_misses
+        self.substitutes = Substitutes(caption for _, caption in pairs) if wanted else None
 
     def __call__(self) -> Tensor:
         chosen = [self.pairs[at] for at in next(self.order)]
+        captions = [caption for _, caption in chosen]
         states = states_of(self.model, self.images, [place for place, _ in chosen])
-        return self.model.joint_loss(states, [caption for _, caption in chosen])
+        if self.substitutes is None:
+            return self.model.joint_loss(states, captions)
+        wrong = [self.substitutes.near_miss(caption, self.rng) for caption in captions]
+        return self.model.joint_loss(states, captions, wrong)
 
 
 def pretrain(model: RewardModel, joint: JointLoss, *, progress: Progress) -> list[float]:

@@ -194,7 +194,7 @@ def validate(model: RewardModel, images: ImageLoader, split: list[JudgedImage]) 
             group = split[start : start + size]
             preference, anchor = _losses(model, images, group)
             totals += np.array([float(preference) * len(group), float(anchor) * len(group), len(group)])
-    return Validation(totals[0] / totals[2], totals[1] / totals[2])
+    return Validation(float(totals[0] / totals[2]), float(totals[1] / totals[2]))
 
 
 def _losses(model: RewardModel, images: ImageLoader, group: list[JudgedImage]) -> tuple[Tensor, Tensor]:

@@ -107,15 +107,24 @@ def write_caption(scene: Scene, kind: str, rng: random.Random) -> Caption:
 
 
 def agreement(told: Scene, seen: Scene) -> float:
-    """The weighted share, 0 to 1, of what there is to say of `seen` that `told` gets right."""
-    orders = [told.groups, told.groups[::-1]]
-    pairs = max(len(told.groups), len(seen.groups))
-    shared = max(sum(map(_group_agreement, order, seen.groups)) for order in orders)
-    right, whole = shared, pairs * sum(_FACTS.values())
+    """The weighted share, 0 to 1, of what there is to say of `seen` that `told` gets right.
+
+    "A left of B" and "B right of A" say the same.
+    """
+    tellings = [told]
+    if told.relation is not None:
+        tellings.append(Scene(told.groups[::-1], RELATIONS[told.relation], told.background))
+    return max(_agreement(telling, seen) for telling in tellings)
+
+
+def _agreement(told: Scene, seen: Scene) -> float:
+    whole = _BACKGROUND + max(len(told.groups), len(seen.groups)) * sum(_FACTS.values())
+    right = _BACKGROUND * (told.background == seen.background)
+    right += sum(map(_group_agreement, told.groups, seen.groups))
     if told.relation is not None or seen.relation is not None:
         whole += _RELATION
         right += _RELATION * (told.relation == seen.relation)
-    return (right + _BACKGROUND * (told.background == seen.background)) / (whole + _BACKGROUND)
+    return right / whole
 
 
 _FACTS = {"shape": 1.0, "colour": 1.0, "count": 0.8, "size": 0.5}  # how much a mistake in each hurts

@@ -24,9 +24,9 @@ class Labeler:
 
 
 LABELERS = (
-    Labeler("labeler-1", severity=0.0, noise=0.4, tie=0.12, seconds=48.0),
-    Labeler("labeler-2", severity=0.5, noise=0.5, tie=0.18, seconds=35.0),
-    Labeler("labeler-3", severity=-0.4, noise=0.8, tie=0.25, seconds=21.0),
+    Labeler("labeler-1", severity=0.0, noise=0.5, tie=0.12, seconds=48.0),
+    Labeler("labeler-2", severity=0.5, noise=0.6, tie=0.18, seconds=35.0),
+    Labeler("labeler-3", severity=-0.4, noise=0.95, tie=0.25, seconds=21.0),
 )
 GUIDELINE = "sample-1"
 

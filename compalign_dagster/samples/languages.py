@@ -5,12 +5,14 @@ What belongs here: vocabulary and word order. What does not: deciding what a cap
 """
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
-from compalign_dagster.samples.scenes import COLOURS, SHAPES, Group, Scene
+from compalign_dagster.samples.scenes import COLOURS, RELATIONS, SHAPES, Group, Scene
 
 _NUMBERS = {1: "a", 2: "two", 3: "three"}
 _PLURALS = {"cross": "crosses"}
-_RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+_PLACED = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 _MOODS = ("bright", "neat", "bold", "clear")
 _OPENINGS = ("", "", "a picture of ", "a drawing of ", "the image shows ")
 
@@ -31,7 +33,7 @@ def english(scene: Scene, rng: random.Random, *, vivid: bool = False) -> str:
     if scene.relation is None:
         return f"{rng.choice(_OPENINGS)}{first}{where}"
     second = english_group(scene.groups[1], mood=rng.choice(_MOODS) if vivid else "")
-    return f"{rng.choice(_OPENINGS)}{first} {_RELATIONS[scene.relation]} {second}{where}"
+    return f"{rng.choice(_OPENINGS)}{first} {_PLACED[scene.relation]} {second}{where}"
 
 
 def english_relation(scene: Scene) -> str:
@@ -39,10 +41,10 @@ def english_relation(scene: Scene) -> str:
     first = english_group(scene.groups[0], size=False)
     if scene.relation is None:
         return first
-    return f"{first} {_RELATIONS[scene.relation]} {english_group(scene.groups[1], size=False)}"
+    return f"{first} {_PLACED[scene.relation]} {english_group(scene.groups[1], size=False)}"
 
 
-_FOREIGN = {
+_FOREIGN: Mapping[str, Mapping[str, Any]] = {
     "de": {
         "numbers": ("ein", "zwei", "drei"),
         "shapes": ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring", "Kreuz"),
@@ -68,7 +70,6 @@ _FOREIGN = {
         "pattern": "{number} {noun} de couleur {colour}",
     },
 }
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 LANGUAGES = tuple(_FOREIGN)
 
 
@@ -79,10 +80,10 @@ def foreign(scene: Scene, language: str) -> str:
     if scene.relation is None:
         return phrases[0]
     places = words["places"]
-    return f"{places[scene.relation]} {phrases[0]}, {places[_OPPOSITE[scene.relation]]} {phrases[1]}"
+    return f"{places[scene.relation]} {phrases[0]}, {places[RELATIONS[scene.relation]]} {phrases[1]}"
 
 
-def _foreign_group(group: Group, words: dict) -> str:
+def _foreign_group(group: Group, words: Mapping[str, Any]) -> str:
     nouns = words["shapes"] if group.count == 1 else words["plurals"]
     return words["pattern"].format(
         number=words["numbers"][group.count - 1],

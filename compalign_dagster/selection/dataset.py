@@ -41,8 +41,7 @@ def build(
     `quarantined` is how many of their pairs scoring refused. Raises `InputError` when the index does
     not hold a decided pair, `ConservationError` unless pairs = kept + dropped + quarantined.
     """
-    index = [pl.scan_parquet(path) for path in sorted(set(pairs))]
-    indexed = sum(scan.select(pl.len()).collect().item() for scan in index)
+    indexed = sum(pl.scan_parquet(path).select(pl.len()).collect().item() for path in set(pairs))
     if indexed != decided.height + quarantined:
         raise ConservationError(
             "filtered dataset",
@@ -50,7 +49,7 @@ def build(
             found=f"{decided.height} decided and {quarantined} quarantined by scoring",
             remedy="Index and score the same shards, each once.",
         )
-    kept = _with_places(decided.filter("kept"), index).sort(_READING_ORDER)
+    kept = with_places(decided.filter("kept"), pairs).sort(_READING_ORDER)
     dropped = decided.filter(~pl.col("kept"))
     return FilteredDataset(
         as_table(kept, KEPT),
@@ -119,8 +118,7 @@ def examples(
         "above": largest.filter("kept").tail(count),
         "below": largest.filter(~pl.col("kept")).head(count),
     }
-    index = [pl.scan_parquet(path) for path in sorted(set(pairs))]
-    return {name: ranked_by(_with_places(rows, index), "reward").to_dicts() for name, rows in chosen.items()}
+    return {name: ranked_by(with_places(rows, pairs), "reward").to_dicts() for name, rows in chosen.items()}
 
 
 def as_table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
@@ -128,9 +126,13 @@ def as_table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     return frame.select(schema.names).to_arrow().cast(schema)
 
 
-def _with_places(rows: pl.DataFrame, index: Sequence[pl.LazyFrame]) -> pl.DataFrame:
-    """Rows with caption and place from the index; one index table is in memory at a time."""
-    found = [scan.select(_INDEX).join(rows.lazy(), on=TIE_BREAK).collect() for scan in index]
+def with_places(rows: pl.DataFrame, pairs: Sequence[Path], extra: Sequence[str] = ()) -> pl.DataFrame:
+    """Rows with caption, image place and `extra` columns of the pair index, in no particular order.
+
+    Raises `InputError` unless the index holds each row once. One index table is in memory at a time.
+    """
+    index = [pl.scan_parquet(path) for path in sorted(set(pairs))]
+    found = [scan.select(*_INDEX, *extra).join(rows.lazy(), on=TIE_BREAK).collect() for scan in index]
     table = pl.concat(found) if found else rows.clear()
     if table.height != rows.height:
         missing = rows.join(table, on=TIE_BREAK, how="anti").sort(TIE_BREAK) if found else rows

@@ -1,0 +1,203 @@
+"""`eval_report`: did the referee agree with people, and was its choice worth anything downstream?"""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from assets import keys
+from assets.judged import crawl_shards, training_data
+from assets.needs import EVALUATION
+from assets.reporting import PAGE, PREVIEW, materialized
+from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster.artifacts import Artifact, Input
+from compalign_dagster.crawl.live import indexed_shards
+from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.errors import CompalignError
+from compalign_dagster.selection import current
+from compalign_dagster.settings import Settings
+from compalign_dagster.versions import canonical_json, work_key
+from resources.storage import Storage
+
+KIND = keys.EVAL_REPORT.to_user_string()
+CODE_VERSION = 1
+_DATA = {
+    "sample": "Rendered scenes with simulated labelers: a sample that shows the pipeline at work.",
+    "photos": "Real photographs with real human judgements; the crawl's noise was added on purpose.",
+}
+
+log = logging.getLogger(f"compalign_dagster.{__name__}")
+
+
+@dg.asset(
+    key=keys.EVAL_REPORT,
+    deps=[keys.FILTERED_DATASET, keys.EVALUATION_SHARDS],
+    group_name=keys.DATASET_GROUP,
+    owners=keys.OWNERS,
+    kinds={"html", "pytorch"},
+    code_version=str(CODE_VERSION),
+    pool=EVALUATION.dagster_pool(),
+    op_tags=EVALUATION.k8s_op_tags(),
+)
+def eval_report(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult:
+    """Agreement with people on held-out images, and retrieval after equal training on each subset.
+
+    The reward stands beside cosine, ITM and caption length; the reward-filtered subset beside everything,
+    a random and a cosine-filtered subset of equal size, each trained with the same compute.
+    """
+    artifact, reused = publish_report(storage, settings)
+    report = artifact.facts["report"]
+    return materialized(
+        artifact,
+        storage,
+        reused=reused,
+        metadata={
+            **headline(report),
+            "evaluation images left out because trained on": report["leakage"]["removed_pairs"],
+        },
+    )
+
+
+def headline(report: dict[str, Any]) -> dict[str, float]:
+    """The figures worth a time series: agreement by scorer, R@1 by training set, both in 0 to 1."""
+    agreement = {
+        f"agreement: {name}": figures["preference_accuracy"]["value"]
+        for name, figures in report["agreement"].items()
+    }
+    retrieval = {
+        f"R@1 text to image: {name}": arm["text_to_image"]["r1"]["value"]
+        for name, arm in report["downstream"]["arms"].items()
+    }
+    return {**agreement, **retrieval}
+
+
+def evaluation_shards(storage: Storage) -> list[Shard]:
+    """The clean held-out shards; an error that says where to put some otherwise."""
+    store = storage.evaluation
+    shards = [Shard(entry.key, store, entry.key) for entry in store.list() if entry.key.endswith(".tar")]
+    if not shards:
+        raise CompalignError(
+            f"evaluation shards in {storage.evaluation_url}",
+            expected="at least one .tar of clean pairs",
+            found="none",
+            remedy="Put shards there or set COMPALIGN_EVALUATION.",
+        )
+    return shards
+
+
+def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool]:
+    """The report on the current dataset."""
+    from compalign_dagster.evaluation.downstream import CODE_VERSION as DOWNSTREAM
+    from compalign_dagster.evaluation.downstream import DownstreamConfig
+
+    store = storage.store
+    dataset = current.read(store) or latest.require(store, keys.FILTERED_DATASET.to_user_string())
+    annotations = latest.require(store, keys.COCO_HF_ANNOTATIONS.to_user_string())
+    given = {} if settings.evaluation_steps is None else {"steps": settings.evaluation_steps}
+    config = DownstreamConfig(images="frozen" if settings.backbone == "offline" else "pixels", **given)
+    held_out = evaluation_shards(storage)
+    stamps = [(shard.name, storage.evaluation.stat(shard.key)) for shard in held_out]
+    choice = {**vars(config), "seeds": list(config.seeds), "seed": settings.seed, "downstream": DOWNSTREAM}
+    key = work_key(
+        KIND,
+        code_version=CODE_VERSION,
+        inputs=[
+            dataset.data_version,
+            annotations.data_version,
+            dataset.facts["model_version"],
+            [[name, stamp.size, stamp.stamp] for name, stamp in stamps],
+        ],
+        config=choice,
+    )
+
+    def make() -> Artifact:
+        report = _evaluate(storage, settings, dataset, annotations, held_out, config)
+        return artifacts.publish(
+            store,
+            KIND,
+            key,
+            {"metrics.json": canonical_json(report)},
+            code_version=CODE_VERSION,
+            inputs=[
+                dataset.as_input(),
+                annotations.as_input(),
+                *(Input("evaluation_shard", name, stamp.stamp) for name, stamp in stamps),
+            ],
+            config=choice,
+            facts={"report": report},
+            views=_views(settings, dataset, report),
+        )
+
+    return latest.reuse_or_make(store, KIND, key, make)
+
+
+def _evaluate(storage, settings, dataset, annotations, held_out, config) -> dict[str, Any]:
+    from compalign_dagster.evaluation.judged import judged_scores
+    from compalign_dagster.evaluation.report import Filtered, Judged, evaluate
+    from compalign_dagster.reward.folder import load_model
+    from compalign_dagster.selection.policy import Policy
+
+    store = storage.store
+    data = training_data(storage, annotations, [])
+    log.info("eval_report: scoring held-out judged images")
+    with tempfile.TemporaryDirectory() as folder:
+        network = load_model(_model_of(store, dataset).checkout(Path(folder, "model")))
+        scores, undecodable = judged_scores(network, data)
+    rows = _scores_of(store, dataset)
+    index = {shard.shard: store.fetch(shard.pairs_key) for shard in indexed_shards(store)}
+    names = [row["shard"] for row in rows]
+    return evaluate(
+        Filtered(
+            scores=[store.fetch(row["scores_key"]) for row in rows],
+            pairs=[index[name] for name in names],
+            policy=Policy.model_validate(dataset.facts["policy"]),
+            shards=crawl_shards(storage, names),
+        ),
+        Judged(data.images, data.captions, data.comparisons, scores, undecodable),
+        held_out,
+        config,
+        seed=settings.seed,
+        progress=_log_progress,
+    )
+
+
+def _model_of(store: artifacts.Store, dataset: Artifact) -> Artifact:
+    """The reward model whose scores the dataset was made from."""
+    from assets.promoted_model import promotions
+
+    wanted = dataset.facts["model_version"]
+    return next(model for model in promotions(store) if model.facts["model_version"] == wanted)
+
+
+def _scores_of(store: artifacts.Store, dataset: Artifact) -> list[dict[str, Any]]:
+    """The ledger rows the dataset was made from."""
+    (source,) = dataset.inputs
+    ledger = artifacts.load(store, source.key)
+    assert ledger is not None, "the dataset's manifest names its ledger"
+    table: pa.Table = parquet.read(ledger.fetch("ledger.parquet"))
+    return [row for row in table.to_pylist() if row["model_version"] == dataset.facts["model_version"]]
+
+
+def _log_progress(done: int, total: int, what: str) -> None:
+    log.info("eval_report: %s, %d of %d", what, done, total)
+
+
+def _views(settings: Settings, dataset: Artifact, report: dict[str, Any]) -> dict[str, bytes]:
+    from compalign_dagster.pages.evaluation import downstream_picture, eval_page
+
+    page = eval_page(
+        {
+            **report,
+            "sample": settings.profile == "sample",
+            "data": _DATA.get(settings.profile, ""),
+            "provenance": {
+                "reward model": dataset.facts["model_version"],
+                "filtered dataset": dataset.data_version,
+                "policy": dataset.facts["policy"],
+            },
+        }
+    )
+    return {PAGE: page, PREVIEW: downstream_picture(report)}

@@ -1,0 +1,171 @@
+"""`compalign train`: a reward model from human judgements, as an immutable folder."""
+
+import json
+import shutil
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compalign_dagster.cli import options
+from compalign_dagster.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from compalign_dagster.crawl.shards import Shard
+
+
+@click.command("train")
+@click.option(
+    "--annotations",
+    metavar="PATH",
+    multiple=True,
+    required=True,
+    help="Judgements, JSONL or Parquet: a file, a folder, a quoted glob or an s3:// prefix. May be repeated.",
+)
+@options.shards
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new model folder."
+)
+@click.option(
+    "--backbone", type=click.Choice(["blip-tiny", "blip", "offline"]), help="Network.  [default: blip-tiny]"
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Training settings as a JSON object or TOML; the backbone's defaults hold for the rest.",
+)
+@options.device
+@options.strict
+def command(
+    annotations: tuple[str, ...],
+    patterns: tuple[str, ...],
+    out: Path,
+    backbone: str | None,
+    config_file: Path | None,
+    device: str,
+    strict: bool,
+) -> None:
+    r"""Train a reward model: image and caption in, a number out that is larger where people prefer it.
+
+    The shards must hold the judged images; other pairs in them are unlabelled material for a network
+    that is trained from scratch. Images are split 80/10/10; figures in OUT/metrics.json come from the
+    held-out part. A line that cannot be used costs that line, and is listed in OUT.rejected.json.
+
+    \b
+    compalign train --annotations labels.jsonl --shards judged/ --shards crawl/ --out model/
+    compalign train --annotations labels/ --shards judged/ --out model/ --backbone offline
+    compalign train ... --config settings.json        with {"steps": 600, "seed": 1}
+    """
+    from compalign_dagster.annotation.assemble import assemble
+    from compalign_dagster.annotation.read import read_annotations
+    from compalign_dagster.cli.files import unwritable, write_json
+    from compalign_dagster.cli.progress import show_progress
+    from compalign_dagster.compute import pick_device
+    from compalign_dagster.crawl.shards import find_shards
+    from compalign_dagster.reward.config import reward_config
+
+    show_progress()
+    config = reward_config(read_config(config_file) | ({"backbone": backbone} if backbone else {}))
+    _refuse_taken(out)
+    shards = find_shards(patterns)
+    judged = assemble(*read_annotations(annotations), shards, seed=config.seed)
+    pairs, refused = unlabelled(shards, judged.images)
+    from compalign_dagster.reward.data import TrainingData
+    from compalign_dagster.reward.folder import model_version, save_model
+    from compalign_dagster.reward.training import train
+
+    data = TrainingData(
+        judged.images,
+        judged.captions,
+        judged.ranks,
+        judged.comparisons,
+        pairs,
+        {shard.name: shard for shard in shards},
+    )
+    trained = train(config, data, device=pick_device(device), progress=options.progress())
+    temporary = out.absolute().with_name(f".{out.absolute().name}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_model(trained.model, temporary, metrics=trained.metrics, record=trained.record)
+        version = model_version(temporary)
+        temporary.replace(out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    click.echo(f"model {version[:12]}: {out}")
+    for name in ("preference_accuracy", "cross_image_auc"):
+        click.echo(_figure(name, trained.metrics.get(name)))
+    if judged.rejected.num_rows:
+        rejected = out.with_name(f"{out.name}.rejected.json")
+        write_json(rejected, {"rejected": judged.rejected.to_pylist()})
+        click.echo(f"{judged.rejected.num_rows:,} lines rejected: {rejected}")
+    if strict and (judged.rejected.num_rows or refused):
+        raise SystemExit(1)
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """Settings from a JSON or TOML file; none without a file."""
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise _bad_config(path, str(error)) from error
+    if not isinstance(settings, dict):
+        raise _bad_config(path, type(settings).__name__)
+    return settings
+
+
+def _bad_config(path: Path, found: str) -> InputError:
+    return InputError(
+        f"configuration {path}",
+        expected="a JSON object or a TOML table of settings",
+        found=found,
+        remedy="Correct the file or leave --config out.",
+    )
+
+
+def unlabelled(shards: list["Shard"], images: "pa.Table") -> tuple["pa.Table", Counter[str]]:
+    """Pairs that nobody judged, and what the shards' indexes refused, by reason.
+
+    Where the shards hold nothing but judged images, the pairs of those in the training split.
+    """
+    import pyarrow.compute as pc
+
+    from compalign_dagster.crawl.index import concat, index_shard
+
+    index = concat(map(index_shard, shards))
+    judged = pc.is_in(index.pairs["image_sha256"], value_set=images["image_id"].combine_chunks())
+    pairs = index.pairs.filter(pc.invert(judged))
+    if not pairs.num_rows:
+        learned = images.filter(pc.equal(images["split"], "train"))["image_id"].combine_chunks()
+        pairs = index.pairs.filter(pc.is_in(index.pairs["image_sha256"], value_set=learned))
+    return pairs, Counter(index.quarantine["reason"].to_pylist())
+
+
+def _refuse_taken(out: Path) -> None:
+    """Before any work: a model folder is immutable, so a new one is needed."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(
+            f"model folder {out}",
+            expected="a new or empty folder",
+            found="files",
+            remedy="Choose another --out.",
+        )
+
+
+def _figure(name: str, estimate: Any) -> str:
+    label = name.replace("_", " ")
+    if not isinstance(estimate, dict) or estimate.get("value") is None:
+        return f"{label}: not measured"
+    if estimate.get("low") is None:
+        return f"{label}: {estimate['value']:.3f} (n = {estimate.get('n')})"
+    interval = f"95 % interval {estimate['low']:.3f} to {estimate['high']:.3f}"
+    return f"{label}: {estimate['value']:.3f}, {interval}, n = {estimate['n']}"

@@ -1,0 +1,151 @@
+"""Generated pictures, hostile captions and the arguments of every page."""
+
+import functools
+import io
+
+from PIL import Image, ImageDraw
+
+from compalign_dagster.pages.annotations import annotations_page
+from compalign_dagster.pages.cards import Card
+from compalign_dagster.pages.crawl import crawl_page
+from compalign_dagster.pages.evaluation import eval_page
+from compalign_dagster.pages.filtered import filtered_page
+from compalign_dagster.pages.index import index_page
+from compalign_dagster.pages.reward import reward_page
+
+NASTY = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }}{% raw %}",
+    "\u202egnp.exe\u202c",
+    "nul \x00 escape \x1b[31m bell \x07",
+    "lone surrogate \ud800 here",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f389",
+    "mathtext $\\frac{$",
+]
+HOSTILE = [" ".join(NASTY[:4]), " ".join(NASTY[4:]), "x" * 10_000, ""]
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (320, 240)) -> bytes:
+    image = Image.new("RGB", size, (seed * 37 % 256, 120, 200))
+    ImageDraw.Draw(image).ellipse((10, 10, size[0] // 2, size[1] // 2), fill=(250, seed * 11 % 256, 40))
+    out = io.BytesIO()
+    image.save(out, "JPEG")
+    return out.getvalue()
+
+
+@functools.cache
+def noise(side: int = 400) -> bytes:
+    """A picture that compresses badly."""
+    image = Image.effect_noise((side, side), 120).convert("RGB")
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def estimate(value: float, half: float = 0.02, n: int = 500) -> dict:
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def cards(captions: list[str], count: int | None = None) -> list[Card]:
+    wanted = count or len(captions)
+    return [
+        Card(picture(at), captions[at % len(captions)], reward=1 - at / 10, note=captions[at % len(captions)])
+        for at in range(wanted)
+    ]
+
+
+def shard(name: str = "sample/00000.tar", **changes: object) -> dict:
+    row = {
+        "shard": name, "corpus": "sample", "status": "ok", "bytes": 1000, "sha256": "ab",
+        "members": 30, "used": 24,
+        "quarantined_members": 2, "ignored": 4, "captions": 11, "pairs": 10, "quarantined_captions": 1,
+        "disagreements": 0,
+    }  # fmt: skip
+    return row | changes
+
+
+@functools.cache
+def crawl(text: str = "plain") -> bytes:
+    row = {
+        "shard": text, "key": text, "member": text, "unit": "member", "caption_index": None, "offset": 512,
+        "reason": "image_truncated", "detail": text,
+    }  # fmt: skip
+    summary = {
+        "batch": "batch-00001", "shards": [shard(text)],
+        "quarantined_by_reason": {"image_truncated": 2, text: 1},
+        "removed": [text],
+    }  # fmt: skip
+    return crawl_page(summary, cards([text]), [row])
+
+
+@functools.cache
+def annotations(text: str = "plain") -> bytes:
+    facts = {"images": 2, "captions": 4, "comparisons": 3, "images_by_split": {text: 2}, "problems": [text]}
+    captions = [{"rank": 1, "caption": text, "source": text}, {"rank": 1, "caption": "b", "source": "human"}]
+    return annotations_page(facts, [{"image": picture(), "labeler": text, "captions": captions}])
+
+
+@functools.cache
+def reward(text: str = "plain") -> bytes:
+    metrics = {
+        "preference_accuracy": estimate(0.7), "cross_image_auc": estimate(0.9), "reward_std": 1.0,
+        "baselines": {name: {"preference_accuracy": estimate(0.6)} for name in ("cosine", text)},
+    }  # fmt: skip
+    curves = {
+        "pretrain": [3.0, 2.0, 1.0], "train": [(1, 0.8), (2, 0.6)], "best": None, text: [1.0, 2.0],
+        "validation": [{"step": 2, "preference": 0.6, "anchor": 0.3, "total": 0.9}],
+    }  # fmt: skip
+    return reward_page(metrics, curves, [(text, True, text), ("another", False, "0.5")])
+
+
+@functools.cache
+def filtered(text: str = "plain") -> bytes:
+    facts = {
+        "pairs": 10, "quarantined": 1, "kept": 3, "dropped": 6,
+        "dropped_by_reason": {"below_cut": 5, text: 1},
+        "budgets": [{"budget": text, "fraction": "0.3", "n": 9, "k": 3, "cut": 0.5, "first_dropped": 0.4}],
+        "corpora": {text: {"pairs": 5, "kept": 2}, "other": {"pairs": 5, "kept": 1}}, "model_version": text,
+    }  # fmt: skip
+    histogram = {"edges": [0.0, 0.5, 1.0], "kept": [0, 3], "dropped": [6, 0]}
+    return filtered_page(facts, histogram, {"kept": cards([text]), "below": cards([text])})
+
+
+def report(reward: float = 0.7, cosine: float = 0.6, reward_r1: float = 0.2, random_r1: float = 0.1) -> dict:
+    def arm(value: float) -> dict:
+        recalls = {"r1": estimate(value), "r5": estimate(value * 2), "r10": estimate(value * 3)}
+        return {"pairs": 100, "image_to_text": recalls, "text_to_image": recalls}
+
+    return {
+        "sample": True,
+        "agreement": {
+            "cosine": {"preference_accuracy": estimate(cosine)},
+            "reward": {"preference_accuracy": estimate(reward), "kendall_tau_b": estimate(0.4)},
+        },
+        "downstream": {"arms": {"random": arm(random_r1), "reward": arm(reward_r1)}, "steps": 10},
+        "provenance": {"model_version": "ab" * 32},
+    }
+
+
+@functools.cache
+def evaluation(text: str = "plain") -> bytes:
+    found = report()
+    found |= {"data": text, "provenance": {text: text}, "notes": [text]}
+    found["agreement"][text] = {"preference_accuracy": estimate(0.55)}
+    found["downstream"]["arms"][text] = found["downstream"]["arms"]["random"]
+    return eval_page(found)
+
+
+@functools.cache
+def index(text: str = "plain") -> bytes:
+    entry = {
+        "kind": text,
+        "partition": text,
+        "created": text,
+        "data_version": text,
+        "links": [(text, "/a/page.html")],
+    }
+    return index_page([entry])
+
+
+PAGES = [crawl, annotations, reward, filtered, evaluation, index]

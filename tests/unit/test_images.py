@@ -1,0 +1,142 @@
+"""Decoding images from outside: whole and upright, or refused for a named reason."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from compalign_dagster.images import ImageFacts, ImageRejected, decode, inspect
+from tests.support.shard_builder import picture, png_bomb
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def rejection(data: bytes, **options: int) -> str:
+    """The reason; `decode` and `inspect` must agree on it."""
+    with pytest.raises(ImageRejected) as decoding:
+        decode(data, **options)
+    with pytest.raises(ImageRejected) as inspecting:
+        inspect(data, **options)
+    assert decoding.value.reason == inspecting.value.reason
+    return decoding.value.reason
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_supported_formats_decode_to_rgb_and_are_named(form):
+    data = picture(1, form=form)
+    assert decode(data).mode == "RGB"
+    assert decode(data).size == (32, 24)
+    assert inspect(data) == ImageFacts(form, 32, 24)
+
+
+def test_the_name_of_a_file_does_not_matter_its_bytes_do():
+    assert inspect(picture(1, form="PNG")).format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("form", "part"),
+    [("JPEG", 1 / 3), ("JPEG", 0.9), ("PNG", 0.5), ("WEBP", 0.5), ("GIF", 0.5), ("BMP", 0.5)],
+)
+def test_an_image_cut_short_is_refused_as_truncated_in_every_format(form, part):
+    data = picture(2, (200, 150), form)
+    assert rejection(data[: int(len(data) * part)]) == "image_truncated"
+
+
+def test_a_progressive_jpeg_cut_short_is_refused_too():
+    data = picture(2, (200, 150), "JPEG", progressive=True)
+    assert rejection(data[: len(data) // 3]) == "image_truncated"
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<html>not found</html>", b"\xff\xd8\xff", b"GIF89a"])
+def test_bytes_that_are_no_image_are_undecodable_or_truncated(data):
+    assert rejection(data) in {"image_undecodable", "image_truncated"}
+
+
+@pytest.mark.parametrize("data", [b"<svg xmlns='x'/>", b"II*\0abcd", b"\0\0\0\x1cftypavif....", b"%PDF-1.4"])
+def test_other_formats_are_named_as_unsupported(data):
+    assert rejection(data) == "image_format_unsupported"
+
+
+def test_a_bomb_is_refused_by_its_header():
+    assert rejection(png_bomb()) == "image_too_large"
+    assert rejection(png_bomb(12_000, 9_000)) == "image_too_large"
+
+
+def test_the_pixel_budget_is_inclusive():
+    data = picture(0, (10, 10))
+    assert decode(data, max_pixels=100).size == (10, 10)
+    assert rejection(data, max_pixels=99) == "image_too_large"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_as_their_exif_says(orientation):
+    upright = Image.new("RGB", (40, 20), "white")
+    upright.paste("red", (0, 0, 10, 10))  # top left
+    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, "JPEG", exif=exif, quality=95)
+    image = decode(data)
+    assert image.size == (40, 20)
+    assert (inspect(data).width, inspect(data).height) == (40, 20)
+    red, green, _ = image.getpixel((3, 3))
+    assert red > 200
+    assert green < 60
+    assert min(image.getpixel((36, 16))) > 200
+
+
+def test_damaged_metadata_does_not_cost_the_image():
+    data = encoded(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
+    assert decode(data).size == (8, 8)
+
+
+def test_transparency_is_shown_over_white():
+    assert decode(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (2, 2), 0)
+    assert decode(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped():
+    values = np.array([[0, 0x8000, 0xFFFF]], dtype=np.uint16)
+    image = decode(encoded(Image.fromarray(values)))
+    assert [image.getpixel((at, 0))[0] for at in range(3)] == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(mode):
+    form = "PNG" if mode in {"L", "1"} else "JPEG"
+    assert decode(encoded(Image.new("RGB", (8, 8), "white").convert(mode), form)).mode == "RGB"
+
+
+def test_only_the_first_frame_of_an_animation_is_read():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data).getpixel((0, 0))[0] > 200
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    form=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]),
+    at=st.integers(0, 10_000),
+    new=st.binary(max_size=30),
+    cut=st.integers(0, 300),
+)
+def test_a_damaged_image_is_decoded_or_rejected_and_nothing_else_is_raised(form, at, new, cut):
+    data = picture(3, form=form)
+    at %= len(data)
+    damaged = data[:at] + new + data[at + cut :]
+    try:
+        facts = inspect(damaged)
+    except ImageRejected:
+        return
+    assert decode(damaged).size == (facts.width, facts.height)
