@@ -9,7 +9,7 @@ from assets.reward_model import gate_from, metrics_table
 from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import CompalignError, PromotionRefused
-from compalign_dagster.reward.promotion import claims
+from compalign_dagster.reward.promotion import judge
 from compalign_dagster.settings import Settings
 from compalign_dagster.store import Store
 from resources.storage import Storage
@@ -52,12 +52,12 @@ def promote(store: Store, model: Artifact, settings: Settings) -> tuple[decision
     now = decisions.current(store, DECISION)
     if now is not None and now.value["manifest"] == model.manifest_key:
         return now, False
-    failed = [text for text, passed, _ in claims(model.facts["metrics"], gate_from(settings)) if not passed]
-    if failed:
+    refusals = judge(model.facts["metrics"], gate_from(settings))
+    if refusals:
         raise PromotionRefused(
             f"reward model {model.facts['model_version'][:16]}",
             expected="every claim of the promotion gate to hold",
-            found="; ".join(failed),
+            found=" ".join(refusals),
             remedy="Look at the model's page; add judgements or train longer, then promote again.",
         )
     value = {

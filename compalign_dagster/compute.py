@@ -41,7 +41,10 @@ def pick_device(wanted: str = "auto") -> str:
     """`cpu` or `cuda` for a wish of `auto`, `cpu` or `cuda`; never falls back from what was asked for."""
     if wanted not in DEVICES:
         raise InputError(
-            "setting device", expected=f"one of {', '.join(DEVICES)}", found=repr(wanted), remedy="Choose one."
+            "setting device",
+            expected=f"one of {', '.join(DEVICES)}",
+            found=repr(wanted),
+            remedy="Choose one.",
         )
     if wanted == "cpu":
         return "cpu"

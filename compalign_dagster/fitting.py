@@ -49,7 +49,8 @@ def fit(
     are clipped to norm 1. `on_step(step, loss)` follows each update. Raises `CompalignError` as soon
     as a loss is not finite.
     """
-    optimiser = torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay)
+    given: list[Any] = list(parameters)
+    optimiser = torch.optim.AdamW(given, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate_share(step, steps, warmup)
     )

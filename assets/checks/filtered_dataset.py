@@ -23,7 +23,7 @@ def dataset_meets_expectations(storage: Storage) -> dg.AssetCheckResult:
     artifact = latest.require(storage.store, keys.FILTERED_DATASET.to_user_string())
     kept, covers = seeded_sample(parquet.read(artifact.fetch("kept.parquet")))
     with duckdb.connect() as connection:
-        shards = connection.execute(
+        shards = connection.sql(
             """
             with kept as (select shard, key, caption_index, reward from read_parquet(?)),
                  dropped as (select shard, key, caption_index, reason from read_parquet(?))
@@ -35,7 +35,7 @@ def dataset_meets_expectations(storage: Storage) -> dg.AssetCheckResult:
             from kept k full join dropped d using (shard, key, caption_index)
             group by 1 order by 1
             """,
-            [str(artifact.fetch("kept.parquet")), str(artifact.fetch("dropped.parquet"))],
+            params=[str(artifact.fetch("kept.parquet")), str(artifact.fetch("dropped.parquet"))],
         ).to_arrow_table()
     return validate(
         [

@@ -62,11 +62,11 @@ def per_shard(paths: list[str]) -> pa.Table:
     if not paths:
         return pa.table({"shard": [], "models": [], "spread": []})
     with duckdb.connect() as connection:
-        return connection.execute(
+        return connection.sql(
             """
             select shard, count(*) as pairs, count(distinct model_version) as models,
                    case when count(*) >= ? then stddev_pop(reward) end as spread
             from read_parquet(?) group by shard order by shard
             """,
-            [_LEAST_ROWS_TO_VARY, paths],
+            params=[_LEAST_ROWS_TO_VARY, paths],
         ).to_arrow_table()

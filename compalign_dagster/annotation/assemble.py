@@ -5,6 +5,7 @@ What does not: reading files (`read.py`) and counting for people (`summary.py`).
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,6 +20,8 @@ from compalign_dagster.annotation.schema import JudgedCaption, Judgement
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.errors import ConservationError, InputError
 from compalign_dagster.parquet import from_rows
+
+logger = logging.getLogger(__name__)
 
 CODE_VERSION = 1  # of the bytes of the tables
 
@@ -182,6 +185,14 @@ def _tables(judged: Mapping[str, _Judged], refused: Sequence[Rejection], read: i
         used=read - len(refused),
     )
     check(annotations)
+    level = logging.WARNING if refused else logging.INFO
+    logger.log(
+        level,
+        "annotations: %d lines used, %d rejected, %d comparisons",
+        annotations.used,
+        len(refused),
+        len(comparisons),
+    )
     return annotations
 
 

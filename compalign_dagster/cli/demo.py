@@ -77,15 +77,15 @@ def _run(job: str, partition: str | None, tally: Tally) -> None:
     for event in result.all_events:
         if event.is_step_failure:
             raise _failure(job, event.step_failure_data.error)
-        if event.is_asset_check_evaluation and not event.asset_check_evaluation_data.passed:
-            check = event.asset_check_evaluation_data
-            tally.failed_checks.append(f"{check.asset_key.to_user_string()}.{check.check_name}")
         if event.is_step_materialization:
             materialization = event.step_materialization_data.materialization
             name = materialization.asset_key.to_user_string()
             label = f"{name} {materialization.partition}" if materialization.partition else name
             if name != "landed_shards":
                 _note(materialization.metadata, label, tally)
+    for check in result.get_asset_check_evaluations():
+        if not check.passed:
+            tally.failed_checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}")
     if not result.success:
         raise CompalignError(
             f"job {job}", expected="success", found="a failed run", remedy="Open the run in `compalign ui`."

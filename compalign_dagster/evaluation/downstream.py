@@ -9,7 +9,9 @@ choice of pairs and nothing else.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +21,15 @@ import torch
 from torch import Tensor
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.evaluation.encoder import DualEncoder, FeatureTower, PixelTower, TextTower, Vocabulary
+from compalign_dagster.evaluation.encoder import (
+    SHIFT_PX,
+    DualEncoder,
+    FeatureTower,
+    PixelTower,
+    TextTower,
+    Vocabulary,
+    shifted,
+)
 from compalign_dagster.evaluation.retrieval import both_ways, difference, recall, right_answers
 from compalign_dagster.fitting import fit, seed_everything
 from compalign_dagster.selection.select import OCCURRENCE, ranked_by
@@ -31,6 +41,8 @@ CONTROLS = ("everything", "random", "cosine")
 
 Arms = dict[str, list[np.ndarray]]
 """By arm and training seed, the rows trained on, int64, rising."""
+
+_INITIALISING = threading.Lock()
 
 log = logging.getLogger(__name__)
 
@@ -127,21 +139,23 @@ def compare(
     """
     _refuse_small(arms, test)
     right = right_answers(test.captions, test.image_of, len(test.images))
+    work = [
+        (rows, seed) for by_seed in arms.values() for rows, seed in zip(by_seed, config.seeds, strict=True)
+    ]
+    trained = _on_cores(
+        lambda job: _train_and_rank(train, job[0], test, right, config, job[1]),
+        work,
+        lambda done: progress(done, len(work), "downstream: trainings"),
+    )
     found: dict[str, dict[str, np.ndarray]] = {}
     figures: dict[str, dict[str, Any]] = {}
-    total, done = len(arms) * len(config.seeds), 0
-    for name, by_seed in arms.items():
-        trained = []
-        for rows, seed in zip(by_seed, config.seeds, strict=True):
-            progress(done, total, f"downstream: training on {name}, seed {seed}")
-            trained.append(_train_and_rank(train, rows, test, right, config, seed))
-            done += 1
-        found[name] = {way: np.stack([ranks[way] for ranks, _ in trained]) for way in trained[0][0]}
-        loss = float(np.mean([curve for _, curve in trained]))
+    for at, (name, by_seed) in enumerate(arms.items()):
+        mine = trained[at * len(config.seeds) : (at + 1) * len(config.seeds)]
+        found[name] = {way: np.stack([ranks[way] for ranks, _ in mine]) for way in mine[0][0]}
+        loss = float(np.mean([loss for _, loss in mine]))
         figures[name] = {"pairs": len(by_seed[0]), "loss": round(loss, 4)}
         figures[name] |= recall(found[name], test.image_of, seed=config.seeds[0])
         log.info("downstream: %s (%d pairs) R@1 %.3f / %.3f", name, len(by_seed[0]), *_first(figures[name]))
-    progress(total, total, "downstream")
     minus = {
         name: difference(found[CHOSEN], found[name], test.image_of, seed=config.seeds[0])
         for name in CONTROLS
@@ -163,21 +177,23 @@ def _train_and_rank(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Ranks of both directions on the test set, and the loss at the end."""
     steps = schedule(rows, config, seed)
-    seed_everything(seed)
+    shifts = np.random.default_rng([seed, 0x51]).integers(0, 2 * SHIFT_PX + 1, (config.steps, 2)).tolist()
     images = torch.from_numpy(train.images)
-    if train.texts is not None and test.texts is not None:
-        texts, queries = torch.from_numpy(train.texts), torch.from_numpy(test.texts)
-        text: torch.nn.Module = FeatureTower(texts.shape[1])
+    words = Vocabulary([train.captions[row] for row in rows]) if train.texts is None else None
+    if words is not None:
+        texts, queries = _terms(words, train.captions, rows), torch.from_numpy(words.encode(test.captions))
     else:
-        words = Vocabulary([train.captions[row] for row in rows])
-        texts = _terms(words, train.captions, rows)
-        queries, text = torch.from_numpy(words.encode(test.captions)), TextTower(len(words))
-    image = PixelTower(images.shape[1]) if images.ndim == 4 else FeatureTower(images.shape[1])
-    network = DualEncoder(image, text).train()
+        texts, queries = torch.from_numpy(train.texts), torch.from_numpy(test.texts)
+    with _INITIALISING:  # the generator of initial weights belongs to the whole process
+        seed_everything(seed)
+        image = PixelTower(images.shape[1]) if images.ndim == 4 else FeatureTower(images.shape[1])
+        text = FeatureTower(texts.shape[1]) if words is None else TextTower(len(words))
+        network = DualEncoder(image, text).train()
 
     def loss(step: int) -> Tensor:
         drawn = steps[step]
-        return network.loss(images[train.image_of[drawn]], texts[drawn])
+        batch = images[train.image_of[drawn]]
+        return network.loss(shifted(batch, *shifts[step]) if batch.ndim == 4 else batch, texts[drawn])
 
     curve = fit(
         network.parameters(),
@@ -189,6 +205,23 @@ def _train_and_rank(
     )
     found = both_ways(network.similarity(torch.from_numpy(test.images), queries), right)
     return found, float(np.mean(curve[-max(1, config.steps // 10) :]))
+
+
+def _on_cores(run: Callable[[Any], Any], work: Sequence[Any], done: Callable[[int], None]) -> list[Any]:
+    """`run` of each piece of work, in order: pieces in parallel, each on one thread.
+
+    Trainings this small lose more to threads waiting for each other than they gain; and on one thread
+    a training gives the same bytes on any number of cores.
+    """
+    workers = max(1, min(torch.get_num_threads(), len(work)))
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = [pool.submit(run, piece) for piece in work]
+        done(0)
+        for count, future in enumerate(as_completed(waiting), start=1):
+            if future.exception() is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+            done(count)
+        return [future.result() for future in waiting]
 
 
 def _terms(words: Vocabulary, captions: Sequence[str], rows: np.ndarray) -> Tensor:

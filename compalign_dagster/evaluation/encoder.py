@@ -19,7 +19,7 @@ _GRAMS = 3  # words in a row that count as one term, at most
 _MOST_TERMS = 96  # of a caption
 _MOST_WORDS = 20_000
 _LEAST_COUNT = 2
-_SHIFT_PX = 4
+SHIFT_PX = 4
 _FIRST_TEMPERATURE = 0.07
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -69,10 +69,7 @@ class TextTower(nn.Module):
 
 
 class PixelTower(nn.Module):
-    """Pixels uint8 [N, H, W, 3] to [N, DIMENSION]: four convolutions that keep places, then one layer.
-
-    In training the picture moves by up to 4 px; it is never mirrored, because left and right have meaning.
-    """
+    """Pixels uint8 [N, H, W, 3] to [N, DIMENSION]: four convolutions that keep places, then one layer."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -90,16 +87,23 @@ class PixelTower(nn.Module):
             nn.Conv2d(widths[2], widths[3], 3, 2, 1),
             nn.BatchNorm2d(widths[3]),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.project = nn.Linear(widths[3] * (side // 16) ** 2, DIMENSION)
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        if self.training:
-            down, right = torch.randint(0, 2 * _SHIFT_PX + 1, (2,)).tolist()
-            padded = F.pad(images, (_SHIFT_PX,) * 4, mode="replicate")
-            images = padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
         return self.project(self.body(images.contiguous(memory_format=torch.channels_last)).flatten(1))
+
+
+def shifted(pixels: Tensor, down: int, right: int) -> Tensor:
+    """Pictures [N, H, W, 3] moved by (4 - down, 4 - right) px, for training; edges are repeated.
+
+    They are never mirrored, because left and right have meaning.
+    """
+    height, width = pixels.shape[1:3]
+    rows = torch.arange(down - SHIFT_PX, down - SHIFT_PX + height).clamp(0, height - 1)
+    columns = torch.arange(right - SHIFT_PX, right - SHIFT_PX + width).clamp(0, width - 1)
+    return pixels[:, rows][:, :, columns]
 
 
 class FeatureTower(nn.Module):
@@ -111,7 +115,6 @@ class FeatureTower(nn.Module):
             nn.LayerNorm(features),
             nn.Linear(features, width),
             nn.GELU(),
-            nn.Dropout(0.1),
             nn.Linear(width, DIMENSION),
         )
 

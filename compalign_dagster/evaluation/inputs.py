@@ -91,7 +91,7 @@ def training_pairs(
 
 
 def index_evaluation(shards: Sequence[Shard]) -> tuple[pa.Table, int]:
-    """Pairs of the evaluation shards (`crawl.tables.PAIRS`), and how many members or captions were refused."""
+    """Pairs of the evaluation shards (`crawl.tables.PAIRS`), and how much of them was refused."""
     indexes = [index_shard(shard) for shard in shards]
     pairs = pa.concat_tables([index.pairs for index in indexes]) if indexes else PAIRS.empty_table()
     return pairs, sum(index.quarantine.num_rows for index in indexes)

@@ -28,7 +28,7 @@ def remove_leaked(evaluation: pa.Table, others: Mapping[str, Iterable[str]]) -> 
     `evaluation` has a column `image_sha256`. Every name of `others` is in the result, with an empty list
     where nothing leaked.
     """
-    own = set(evaluation["image_sha256"].to_pylist())
+    own: set[str] = set(evaluation.column("image_sha256").to_pylist())  # type: ignore[arg-type]
     leaked = {name: sorted(own.intersection(images)) for name, images in others.items()}
     found = pa.array(sorted({image for images in leaked.values() for image in images}), pa.string())
     return Leakage(evaluation.filter(pc.invert(pc.is_in(evaluation["image_sha256"], found))), leaked)

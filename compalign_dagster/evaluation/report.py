@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -86,9 +85,9 @@ def evaluate(
 
 def held_out(judged: Judged) -> pa.Table:
     """The comparisons of test images that were scored."""
-    split = judged.images.filter(pc.equal(judged.images["split"], "test"))
     scored = {image_id for scores in judged.scores.values() for image_id, _ in scores}
-    wanted = [image_id for image_id in split["image_id"].to_pylist() if image_id in scored]
+    images = judged.images.select(["image_id", "split"]).to_pylist()
+    wanted = [row["image_id"] for row in images if row["split"] == "test" and row["image_id"] in scored]
     return judged.comparisons.filter(pc.is_in(judged.comparisons["image_id"], pa.array(wanted, pa.string())))
 
 
@@ -132,8 +131,9 @@ def retrieval(
 def _notes(downstream: Mapping[str, Any], leakage: Mapping[str, Any]) -> list[str]:
     notes = [
         "A retrieved caption counts as right when it reads like one of the image's own captions.",
-        f"Every training set got the same network, {downstream['steps']} steps of {downstream['batch']} pairs "
-        f"and {downstream['seeds']} training seeds; intervals cover test images and seeds.",
+        f"Every training set got the same network, {downstream['steps']} steps of "
+        f"{downstream['batch']} pairs and {downstream['seeds']} training seeds; intervals cover test "
+        "images and seeds.",
         "The filtered sets are of equal size, within each budget of the policy.",
     ]
     if "cosine" not in downstream["arms"]:

@@ -1,5 +1,6 @@
 """The page of `eval_report`: does the reward agree with people, and does filtering help training?"""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def eval_page(report: Mapping[str, Any]) -> bytes:
         training=[
             (name, value) for name, value in downstream.items() if isinstance(value, str | int | float)
         ],
-        provenance=list((report.get("provenance") or {}).items()),
+        provenance=[(name, _plain(value)) for name, value in (report.get("provenance") or {}).items()],
         notes=list(report.get("notes") or []),
     )
 
@@ -86,6 +87,10 @@ def _ordered(found: Mapping[str, Any], order: Mapping[str, str]) -> dict[str, An
     """Known names first, in their order, then the others by name."""
     known = [name for name in order if name in found]
     return {name: found[name] for name in [*known, *sorted(set(found) - set(known))]}
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _measured(estimate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

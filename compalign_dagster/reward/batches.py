@@ -23,7 +23,7 @@ def epochs(count: int, size: int, rng: np.random.Generator) -> Iterator[list[int
 
 
 def flatten(images: Sequence[JudgedImage], mismatches: int) -> PairBatch:
-    """One row for each own caption, then up to `mismatches` rows for each image: best captions of its neighbours.
+    """One row for each own caption, then up to `mismatches` for each image: its neighbours' best captions.
 
     The mismatched captions are other images' best ones, so that no reading of the caption alone tells
     them apart. A neighbour whose best caption is also this image's is skipped.

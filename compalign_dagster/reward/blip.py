@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
+from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from transformers.utils.logging import disable_progress_bar
 
 from compalign_dagster.errors import InputError
@@ -40,14 +40,20 @@ class BlipReward(RewardModel):
     """BLIP with pretrained weights."""
 
     name: ClassVar[str] = "blip"
+    mean: Tensor
+    std: Tensor
 
     def __init__(
-        self, config: RewardConfig, blip: BlipForImageTextRetrieval, tokenizer: Any, preprocessing: dict[str, Any]
+        self,
+        config: RewardConfig,
+        blip: BlipForImageTextRetrieval,
+        tokenizer: Any,
+        preprocessing: dict[str, Any],
     ) -> None:
         super().__init__()
         self.config, self.tokenizer, self.preprocessing = config, tokenizer, preprocessing
-        self.blip = blip
-        self.head = RewardHead(blip.config.text_config.hidden_size)
+        self.blip: Any = blip
+        self.head = RewardHead(self._text_config.hidden_size)
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(0.07))))  # BLIP's initial value
         self.register_buffer("mean", _per_channel(preprocessing["image_mean"]), persistent=False)
         self.register_buffer("std", _per_channel(preprocessing["image_std"]), persistent=False)
@@ -57,10 +63,8 @@ class BlipReward(RewardModel):
         """Pretrained weights from `config.model`; `InputError` where they cannot be had whole and pinned."""
         source, options = _pinned(config)
         try:
-            blip, report = BlipForImageTextRetrieval.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, **options
-            )
-            tokenizer = BertTokenizerFast.from_pretrained(source, **options)
+            blip, missing = _read_weights(source, **options)
+            tokenizer = BertTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"pretrained model {source}",
@@ -68,11 +72,11 @@ class BlipReward(RewardModel):
                 found=" ".join(str(error).split())[:300],
                 remedy="Give a folder made by save_pretrained, or a hub id that can be reached.",
             ) from error
-        if report["missing_keys"]:
+        if missing:
             raise InputError(
                 f"pretrained model {source}",
                 expected="every weight of BlipForImageTextRetrieval",
-                found=f"{len(report['missing_keys'])} missing, first {min(report['missing_keys'])}",
+                found=f"{len(missing)} missing, first {missing[0]}",
                 remedy="Use an image-text retrieval (ITM) checkpoint of BLIP.",
             )
         return cls(config, blip, tokenizer, _preprocessing(config.image_size))
@@ -107,7 +111,7 @@ class BlipReward(RewardModel):
     def joint_loss(
         self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
     ) -> Tensor:
-        """BLIP's ITC + ITM with hard negatives: a caption and an image each; near misses stand in for the image."""
+        """BLIP's ITC + ITM with a hard negative caption and image each; near misses replace the image."""
         wrong = [(at, text) for at, text in enumerate(near_misses) if text is not None]
         ids, mask = self._tokens([*captions, *(text for _, text in wrong)])
         count = len(captions)
@@ -149,17 +153,17 @@ class BlipReward(RewardModel):
         self.blip.save_pretrained(folder / "blip", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("blip.")}
-        save_file({name: value.contiguous().cpu() for name, value in own.items()}, folder / "head.safetensors")
+        save_file(
+            {name: value.contiguous().cpu() for name, value in own.items()}, folder / "head.safetensors"
+        )
         (folder / _PREPROCESSING).write_text(json.dumps(self.preprocessing, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: Path, config: RewardConfig) -> Self:
-        blip, report = BlipForImageTextRetrieval.from_pretrained(
-            folder / "blip", use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"weights missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-        tokenizer = BertTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+        blip, lacking = _read_weights(str(folder / "blip"), local_files_only=True)
+        if lacking:
+            raise ValueError(f"weights missing: {', '.join(lacking[:3])}")
+        tokenizer = BertTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         model = cls(config, blip, tokenizer, json.loads((folder / _PREPROCESSING).read_text()))
         own = load_file(folder / "head.safetensors")
         missing, unexpected = model.load_state_dict(own, strict=False)
@@ -168,8 +172,12 @@ class BlipReward(RewardModel):
             raise ValueError(f"head.safetensors does not fit: {[*lacking, *unexpected][:3]}")
         return model
 
+    @property
+    def _text_config(self) -> Any:
+        return self.blip.config.text_config
+
     def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        limit = min(self.config.max_caption_tokens, self.blip.config.text_config.max_position_embeddings)
+        limit = min(self.config.max_caption_tokens, self._text_config.max_position_embeddings)
         encoded = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         )
@@ -227,6 +235,7 @@ class TinyBlipReward(BlipReward):
             "num_hidden_layers": config.text_layers,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": config.max_caption_tokens,
+            "hidden_dropout_prob": config.dropout,
             "bos_token_id": tokenizer.cls_token_id,
             "eos_token_id": tokenizer.sep_token_id,
             "sep_token_id": tokenizer.sep_token_id,
@@ -244,6 +253,15 @@ class TinyBlipReward(BlipReward):
 
     def provenance(self) -> dict[str, Any]:
         return {"model": None, "trained": "from scratch"}
+
+
+def _read_weights(source: str, **options: Any) -> tuple[BlipForImageTextRetrieval, list[str]]:
+    """A network from safetensors, and the names of weights that the source lacks."""
+    loaded: Any = BlipForImageTextRetrieval.from_pretrained(
+        source, use_safetensors=True, output_loading_info=True, **options
+    )
+    network, report = loaded
+    return network, sorted(report["missing_keys"])
 
 
 def _pinned(config: RewardConfig) -> tuple[str, dict[str, Any]]:

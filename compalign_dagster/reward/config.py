@@ -27,6 +27,7 @@ class RewardConfig:
     vision_layers: int = 3
     text_layers: int = 3
     heads: int = 4
+    dropout: float = 0.0  # of the text encoder's states
     joint_size: int = 64  # width of the joint space of the contrastive cosine
     vocabulary_size: int = 2000
     max_caption_tokens: int = 40
@@ -82,7 +83,10 @@ def reward_config(settings: Mapping[str, Any] | None = None) -> RewardConfig:
     backbone = given.get("backbone", RewardConfig.backbone)
     if backbone not in DEFAULTS:
         raise InputError(
-            "setting backbone", expected=f"one of {', '.join(DEFAULTS)}", found=repr(backbone), remedy="Choose one."
+            "setting backbone",
+            expected=f"one of {', '.join(DEFAULTS)}",
+            found=repr(backbone),
+            remedy="Choose one.",
         )
     known = {field.name: field.type for field in fields(RewardConfig)}
     for name, value in given.items():
@@ -123,11 +127,11 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     )
 
 
-_SHARES = {"warmup", "frozen_share"}
-_LEAST = {
-    name: 1
-    for name in (
-        "image_size patch_size hidden_size vision_layers text_layers heads joint_size vocabulary_size "
-        "steps batch_images pretrain_batch validate_every joint_every"
-    ).split()
-} | {"max_caption_tokens": 4}
+_SHARES = {"warmup", "frozen_share", "dropout"}
+_LEAST = {"max_caption_tokens": 4} | dict.fromkeys(
+    (
+        *("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "heads", "joint_size"),
+        *("vocabulary_size", "steps", "batch_images", "pretrain_batch", "validate_every", "joint_every"),
+    ),
+    1,
+)

@@ -56,7 +56,7 @@ def judged_images(data: TrainingData, split: str) -> list[JudgedImage]:
     comparisons: dict[str, list[dict]] = {}
     for row in data.comparisons.select(["image_id", "better", "worse", "tie"]).to_pylist():
         comparisons.setdefault(row["image_id"], []).append(row)
-    rows = data.images.filter(pc.equal(data.images["split"], split)).to_pylist()
+    rows = data.images.filter(pc.equal(data.images["split"], pa.scalar(split))).to_pylist()
     return [_judged(row, captions, comparisons) for row in sorted(rows, key=lambda row: row["image_id"])]
 
 
@@ -87,6 +87,6 @@ def _judged(
 def texts(data: TrainingData) -> Iterator[str]:
     """Every caption a tokenizer may learn from: the crawl's, then those of the training split."""
     for chunk in data.crawl["caption"].iterchunks():
-        yield from chunk.to_pylist()
+        yield from (str(text) for text in chunk.to_pylist())
     for image in judged_images(data, "train"):
         yield from image.captions

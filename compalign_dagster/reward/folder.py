@@ -19,12 +19,19 @@ METRICS, RECORD, SETTINGS = "metrics.json", "record.json", "reward.json"
 
 
 def save_model(
-    model: RewardModel, folder: Path, *, metrics: dict[str, Any] | None = None, record: dict[str, Any] | None = None
+    model: RewardModel,
+    folder: Path,
+    *,
+    metrics: dict[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
 ) -> Path:
     """Write a model into a new or empty folder and return it."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(
-            f"model folder {folder}", expected="a new or empty folder", found="files", remedy="Choose another folder."
+            f"model folder {folder}",
+            expected="a new or empty folder",
+            found="files",
+            remedy="Choose another folder.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
@@ -83,7 +90,10 @@ def _settings(folder: Path) -> dict[str, Any]:
         why = f"format {settings.get('format')!r}" if isinstance(settings, dict) else type(settings).__name__
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise InputError(
-            f"file {path}", expected=f"JSON of format {FORMAT}", found=why, remedy="Use the release that wrote it."
+            f"file {path}",
+            expected=f"JSON of format {FORMAT}",
+            found=why,
+            remedy="Use the release that wrote it.",
         )
     return settings
 

@@ -5,6 +5,8 @@ reward constant, which stalls training at ln 2. This one has GELU between its la
 weights, as CycleReward does.
 """
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 _WIDTHS = (1024, 128, 64, 16)  # of ImageReward, for states of width 768
@@ -19,7 +21,7 @@ class RewardHead(nn.Module):
         super().__init__()
         widths = [state, *(max(_LEAST_WIDTH, round(width * state / _STATE)) for width in _WIDTHS), 1]
         layers: list[nn.Module] = []
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in pairwise(widths):
             linear = nn.Linear(wide, narrow)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -29,7 +29,9 @@ class ImageLoader:
     _kept: dict[Place, Tensor] = field(default_factory=dict)
     _used: int = 0
 
-    def usable(self, places: Iterable[Place], progress: Progress = no_progress, what: str = "images") -> set[Place]:
+    def usable(
+        self, places: Iterable[Place], progress: Progress = no_progress, what: str = "images"
+    ) -> set[Place]:
         """The places whose image decodes; the others are in `rejected` with their reason afterwards."""
         wanted = sorted(set(places))
         for done, place in enumerate(wanted, 1):
@@ -44,7 +46,9 @@ class ImageLoader:
 
     def batch(self, places: Sequence[Place]) -> Tensor:
         """Prepared images stacked, in the order asked for."""
-        return torch.stack([self._kept[place] if place in self._kept else self._read(place) for place in places])
+        return torch.stack(
+            [self._kept[place] if place in self._kept else self._read(place) for place in places]
+        )
 
     def _read(self, place: Place) -> Tensor:
         shard, offset, length = place

@@ -39,7 +39,7 @@ def preference_loss(rewards: Tensor, batch: PairBatch) -> Tensor:
 
 
 def anchor_loss(rewards: Tensor, batch: PairBatch) -> Tensor:
-    """Cross-image terms: every best caption above every mismatch, best above zero, mismatches below. Scalar."""
+    """Every best caption above every mismatch, across images; best above zero, mismatches below. Scalar."""
     if not len(batch.top) or not len(batch.mismatched):
         return rewards.sum() * 0
     best, wrong = rewards[batch.top], rewards[batch.mismatched]

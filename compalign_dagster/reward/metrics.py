@@ -33,9 +33,7 @@ def held_out_metrics(
     scores["caption_length"] = np.array([len(caption) for caption in text], np.float64)
     positive = np.array(top, np.int64)
     negative = np.flatnonzero(~own)
-    agreement = {
-        name: _agreement(values, image, better, worse, seed) for name, values in scores.items()
-    }
+    agreement = {name: _agreement(values, image, better, worse, seed) for name, values in scores.items()}
     across = {name: _across(values, image, positive, negative, seed) for name, values in scores.items()}
     rewards = scores["reward"][own]
     return {
@@ -45,7 +43,8 @@ def held_out_metrics(
         "reward_std": float(rewards.std()) if len(rewards) else None,
         "test_images": len(split),
         "baselines": {
-            name: {"preference_accuracy": agreement[name], "cross_image_auc": across[name]} for name in BASELINES
+            name: {"preference_accuracy": agreement[name], "cross_image_auc": across[name]}
+            for name in BASELINES
         },
     }
 

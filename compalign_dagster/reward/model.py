@@ -45,7 +45,7 @@ class RewardModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: RewardConfig, data: TrainingData) -> Self:
-        """An untrained model: pretrained weights where the config names them, tokenizer from `data` if need be."""
+        """An untrained model: weights from `config.model`, or random and a tokenizer learned from `data`."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:

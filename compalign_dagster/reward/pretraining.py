@@ -28,14 +28,16 @@ def crawl_pairs(data: TrainingData, *, limit: int, seed: int) -> tuple[list[Craw
 
     Pairs whose image was judged and lies outside the training split are never seen in training.
     """
-    held = data.images.filter(pc.not_equal(data.images["split"], "train"))["image_id"].combine_chunks()
+    held = data.images.filter(pc.not_equal(data.images["split"], pa.scalar("train")))[
+        "image_id"
+    ].combine_chunks()
     table = data.crawl.select(["shard", "image_offset", "image_length", "caption", "image_sha256"])
-    free = np.flatnonzero(~pc.is_in(table["image_sha256"], value_set=held).to_numpy())
+    free: np.ndarray = np.flatnonzero(~pc.is_in(table["image_sha256"], value_set=held).to_numpy())
     held_back = len(table) - len(free)
     if len(free) > limit:
         drawn = np.random.default_rng(seed).choice(len(free), size=limit, replace=False)
         free = free[np.sort(drawn)]
-    rows = table.take(pa.array(free)).to_pylist()
+    rows = table.take(free).to_pylist()
     pairs = [((row["shard"], row["image_offset"], row["image_length"]), row["caption"]) for row in rows]
     return pairs, held_back
 

@@ -25,17 +25,29 @@ def claims(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[tuple[s
         ("cross_image_auc", gate.min_cross_image_auc, "rewards compare across images"),
     ]
     found = [
-        (f"{meaning}: {name} above {least:g}", _below(metrics, name, least, meaning) is None, _figure(metrics.get(name)))
+        (
+            f"{meaning}: {name} above {least:g}",
+            _below(metrics, name, least, meaning) is None,
+            _figure(metrics.get(name)),
+        )
         for name, least, meaning in conditions
     ]
     stuck = bool(metrics.get("validation_stuck_at_ln2"))
-    return [*found, ("tells captions apart: validation loss away from ln 2", not stuck, "stuck" if stuck else "not stuck")]
+    return [
+        *found,
+        (
+            "tells captions apart: validation loss away from ln 2",
+            not stuck,
+            "stuck" if stuck else "not stuck",
+        ),
+    ]
 
 
 def _figure(estimate: Mapping[str, Any] | None) -> str:
     if not estimate or estimate.get("low") is None:
         return "not measured"
-    return f"{estimate['value']:.3f}, 95 % interval {estimate['low']:.3f} to {estimate['high']:.3f}, n = {estimate['n']}"
+    value, low, high = (f"{estimate[name]:.3f}" for name in ("value", "low", "high"))
+    return f"{value}, 95 % interval {low} to {high}, n = {estimate['n']}"
 
 
 def judge(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[str]:

@@ -13,9 +13,9 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int) -> Any:
     """A BERT tokenizer (lower-casing WordPiece) with at most `vocabulary_size` pieces."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizer
 
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner = Tokenizer(models.WordPiece(unk_token=SPECIAL[1]))
     learner.normalizer = normalizers.BertNormalizer(lowercase=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     learner.decoder = decoders.WordPiece()
@@ -24,4 +24,4 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int) -> Any:
     )
     # One caption of a million characters must not shape the vocabulary or the time this takes.
     learner.train_from_iterator((text[:2000] for text in captions), trainer)
-    return BertTokenizerFast(vocab=learner.get_vocab(), do_lower_case=True)
+    return BertTokenizer(vocab=learner.get_vocab(), do_lower_case=True)

@@ -85,7 +85,10 @@ def train(
         counts["crawl_captions_over_long"] = over_long(model, [caption for _, caption in pairs])
         if not pairs:
             raise InputError(
-                "pre-training", expected="crawl pairs", found="none", remedy="Give shards, or set pretrain_steps 0."
+                "pre-training",
+                expected="crawl pairs",
+                found="none",
+                remedy="Give shards, or set pretrain_steps 0.",
             )
         joint = JointLoss(model, images, pairs, config.pretrain_batch, config.seed)
         curves["pretrain"] = pretrain(model, joint, progress=progress)

@@ -73,14 +73,17 @@ def score_shard(
     config = config or ScoringConfig()
     if config.precision not in PRECISIONS:
         raise InputError(
-            "setting precision", expected="fp32", found=repr(config.precision), remedy="Use the reference precision."
+            "setting precision",
+            expected="fp32",
+            found=repr(config.precision),
+            remedy="Use the reference precision.",
         )
-    names = set(pairs["shard"].unique().to_pylist())
-    if names - {shard.name}:
+    others = sorted({str(name) for name in pairs["shard"].unique().to_pylist()} - {shard.name})
+    if others:
         raise InputError(
             f"pairs to score from shard {shard.name}",
             expected="pairs of that shard alone",
-            found=f"pairs of {min(names - {shard.name})}",
+            found=f"pairs of {others[0]}",
             remedy="Filter the pair index by shard first.",
         )
     if config.threads:
@@ -98,9 +101,8 @@ def score_shard(
             progress(done, len(pairs), f"pairs of {shard.name}")
     for row in np.flatnonzero(~np.isfinite(found[:, 0])):
         refused.setdefault(int(row), ("reward_not_finite", f"reward {found[row, 0]}"))
-    over_long = sum(
-        count > model.config.max_caption_tokens for count in model.token_counts(pairs["caption"].to_pylist())
-    )
+    captions = [str(text) for text in pairs["caption"].to_pylist()]
+    over_long = sum(count > model.config.max_caption_tokens for count in model.token_counts(captions))
     scores = _scores(pairs, found, refused, model_version)
     quarantine = _quarantine(pairs, refused)
     if len(scores) + len(quarantine) != len(pairs):
@@ -111,7 +113,9 @@ def score_shard(
             remedy="This is a fault of the program; please report it.",
         )
     seconds = time.monotonic() - started
-    logger.info("scored %d pairs of %s in %.1f s, %d quarantined", len(scores), shard.name, seconds, len(quarantine))
+    logger.info(
+        "scored %d pairs of %s in %.1f s, %d quarantined", len(scores), shard.name, seconds, len(quarantine)
+    )
     return ShardScores(scores, quarantine, seconds, over_long)
 
 
@@ -122,13 +126,17 @@ class _Image:
 
 
 def _batches(
-    shard: Shard, pairs: pa.Table, model: RewardModel, config: ScoringConfig, refused: dict[int, tuple[str, str]]
+    shard: Shard,
+    pairs: pa.Table,
+    model: RewardModel,
+    config: ScoringConfig,
+    refused: dict[int, tuple[str, str]],
 ) -> Iterator[tuple[list[int], list[_Image]]]:
     """Groups of decoded images with the rows of their pairs; rows of undecodable images go to `refused`."""
     by_image: dict[tuple[int, int], list[int]] = {}
-    places = zip(pairs["image_offset"].to_pylist(), pairs["image_length"].to_pylist(), strict=True)
-    for row, place in enumerate(places):
-        by_image.setdefault(place, []).append(row)
+    offsets, lengths = pairs["image_offset"].to_numpy(), pairs["image_length"].to_numpy()
+    for row, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+        by_image.setdefault((offset, length), []).append(row)
     waiting: list[_Image] = []
     for (offset, length), rows in by_image.items():
         try:
@@ -163,18 +171,16 @@ def _scores(
     pairs: pa.Table, found: np.ndarray, refused: dict[int, tuple[str, str]], model_version: str
 ) -> pa.Table:
     kept = np.array([row for row in range(len(pairs)) if row not in refused], np.int64)
-    table = pairs.take(pa.array(kept))
-    figures = {
+    table = pairs.take(kept)
+    figures: dict[str, pa.Array] = {
         name: pa.array(values, pa.float32(), mask=~np.isfinite(values))
         for name, values in zip(("reward", "cosine", "itm"), found[kept].T, strict=True)
     }
     figures["model_version"] = pa.array([model_version] * len(kept), pa.string())
-    columns = [figures.get(name, None) for name in SCORES.names]
-    arrays = [
-        table[name].combine_chunks() if column is None else column
-        for name, column in zip(SCORES.names, columns, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=SCORES)
+    for name in SCORES.names:
+        if name not in figures:
+            figures[name] = table[name].combine_chunks()
+    return pa.Table.from_arrays([figures[name] for name in SCORES.names], schema=SCORES)
 
 
 def _quarantine(pairs: pa.Table, refused: dict[int, tuple[str, str]]) -> pa.Table:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from compalign_dagster import decisions, latest
 from compalign_dagster.definitions import build_defs
 from compalign_dagster.samples.crawl import write_sample_crawl
 from compalign_dagster.settings import Settings
@@ -31,20 +32,24 @@ class Pipeline:
             instance=self.instance, partition_key=partition, run_config=run_config, raise_on_error=False
         )
 
+    def must(self, job: str, partition: str | None = None, **config: object) -> dg.ExecuteInProcessResult:
+        """Run a job that is expected to succeed."""
+        result = self.run(job, partition, **config)
+        assert result.success, "\n".join(failures(result))
+        return result
+
     def learn(self) -> None:
-        for job, partition in (
-            ("land_batch", None),
-            ("index_batch", BATCH),
-            ("learn_reward", None),
-            ("promote_model", None),
-        ):
-            assert self.run(job, partition).success, job
+        """Land, index and train; then promote past the gate, which so little training cannot pass."""
+        for job, partition in (("land_batch", None), ("index_batch", BATCH), ("learn_reward", None)):
+            self.must(job, partition)
+        model = latest.require(self.store, "reward_model")
+        value = {"manifest": model.manifest_key, "model_version": model.facts["model_version"]}
+        decisions.decide(self.store, "promoted_model", value, after=0)
+        self.must("promote_model")
 
     def score_and_filter(self, batch: str = BATCH) -> dg.ExecuteInProcessResult:
-        assert self.run("score_batch", batch).success
-        result = self.run("refilter")
-        assert result.success
-        return result
+        self.must("score_batch", batch)
+        return self.must("refilter")
 
 
 def small_pipeline(settings: Settings, *, pairs: int = 120, judged: int = 60) -> Pipeline:
@@ -53,6 +58,18 @@ def small_pipeline(settings: Settings, *, pairs: int = 120, judged: int = 60) ->
         settings.home, seed=3, pairs=pairs, judged_images=judged, evaluation_pairs=24, shard_pairs=40
     )
     return Pipeline(settings, build_defs(settings=settings), dg.DagsterInstance.ephemeral())
+
+
+def failures(result: dg.ExecuteInProcessResult) -> list[str]:
+    """What failed in a run: step errors with their causes, and blocking checks with their descriptions."""
+    found = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            found.append(event.step_failure_data.error.to_string())
+    for check in result.get_asset_check_evaluations():
+        if not check.passed:
+            found.append(f"check {check.check_name}: {check.description} {check.metadata}")
+    return found
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict:

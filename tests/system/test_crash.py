@@ -38,7 +38,7 @@ def _manifests(home) -> dict[str, int]:
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_killed_index_run_continues_where_it_was(tmp_path, after):
     pipeline = small_pipeline(load(home=tmp_path / "killed", settle_seconds=0), pairs=600, judged=4)
-    assert pipeline.run("land_batch").success
+    pipeline.must("land_batch")
     process = subprocess.Popen(
         [sys.executable, "-c", _INDEX, str(tmp_path / "killed")],
         cwd=ROOT,
@@ -53,12 +53,12 @@ def test_a_killed_index_run_continues_where_it_was(tmp_path, after):
     process.wait()
     done = _manifests(tmp_path / "killed")
     assert latest.latest(pipeline.store, "raw_crawl", BATCH) is None, "no batch is published by a killed run"
-    assert pipeline.run("index_batch", BATCH).success
+    pipeline.must("index_batch", BATCH)
     assert done.items() <= _manifests(tmp_path / "killed").items(), "what was published is not done again"
 
     whole = small_pipeline(load(home=tmp_path / "whole", settle_seconds=0), pairs=600, judged=4)
-    assert whole.run("land_batch").success
-    assert whole.run("index_batch", BATCH).success
+    whole.must("land_batch")
+    whole.must("index_batch", BATCH)
     assert _indexes(pipeline.store) == _indexes(whole.store)
 
 

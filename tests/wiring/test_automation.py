@@ -45,15 +45,14 @@ def ticks(tmp_path_factory) -> Ticks:
 def test_a_landed_batch_is_indexed_scored_and_filtered_in_turn_and_then_all_is_quiet(ticks):
     pipeline = ticks.pipeline
     assert ticks.tick() == set()
-    assert pipeline.run("land_batch").success
+    pipeline.must("land_batch")
     assert ("raw_crawl", BATCH) in ticks.tick()
     pipeline.learn()
-    assert pipeline.run("promote_model").success
     requested = ticks.tick()
     assert ("scored_shards", BATCH) in requested
-    assert pipeline.run("score_batch", BATCH).success
+    pipeline.must("score_batch", BATCH)
     assert ("score_ledger", None) in ticks.tick()
-    assert pipeline.run("refilter").success
+    pipeline.must("refilter")
     ticks.tick()
     assert ticks.tick() == set()
     assert ticks.tick() == set()
@@ -75,17 +74,17 @@ def test_a_second_batch_is_scored_alone(ticks):
     write_sample_crawl(extra, seed=5, pairs=40, judged_images=4, evaluation_pairs=4, shard_pairs=40)
     (source,) = (extra / "landing" / "sample").glob("*.tar")
     source.rename(pipeline.settings.home / "landing" / "sample" / "90000.tar")
-    assert pipeline.run("land_batch").success
+    pipeline.must("land_batch")
     assert ticks.tick() == {("raw_crawl", "batch-00002")}
-    assert pipeline.run("index_batch", "batch-00002").success
+    pipeline.must("index_batch", "batch-00002")
     assert ticks.tick() == {("scored_shards", "batch-00002")}
-    assert pipeline.run("score_batch", "batch-00002").success
+    pipeline.must("score_batch", "batch-00002")
     assert ticks.tick() == {("score_ledger", None)}
 
 
 def test_the_same_bytes_again_keep_everything_quiet(ticks):
     pipeline = ticks.pipeline
-    assert pipeline.run("refilter").success
+    pipeline.must("refilter")
     ticks.tick()
-    assert pipeline.run("score_batch", BATCH).success
+    pipeline.must("score_batch", BATCH)
     assert ticks.tick() == set()

@@ -18,7 +18,8 @@ def server(tmp_path):
     (tmp_path / "secret.html").write_text("secret")
     artifact = artifacts.publish(
         store, "raw_crawl", "abcd", {"pairs.parquet": b"PAR1", "config.json": b"{}"}, code_version=1,
-        inputs=[], config={}, facts={}, views={"page.html": b"<p>hello", "preview.jpg": b"\xff\xd8"}, partition="batch-00001",
+        inputs=[], config={}, facts={}, partition="batch-00001",
+        views={"page.html": b"<p>hello", "preview.jpg": b"\xff\xd8"},
     )  # fmt: skip
     latest.point(artifact)
     server = serve(store, 0)
