@@ -35,7 +35,17 @@ def main() -> None:
         venv.create(folder / "venv", with_pip=True)
         python = folder / "venv" / "bin" / "python"
         subprocess.run(
-            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", ROOT / "constraints.txt", wheel],
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                "-c",
+                ROOT / "constraints.txt",
+                wheel,
+            ],
             check=True,
         )
         subprocess.run([python, "-c", PROBE], check=True, cwd=folder)

@@ -61,9 +61,7 @@ def coco_hf_annotations(storage: Storage, settings: dg.ResourceParam[Settings]) 
             "images by split": counts_table("split", facts["images_by_split"]),
             "rejected by reason": counts_table("reason", facts["rejected_by_reason"]),
         },
-        checks=[
-            claim("every_line_is_used_or_rejected_and_no_image_is_in_two_splits", facts["problems"])
-        ],
+        checks=[claim("every_line_is_used_or_rejected_and_no_image_is_in_two_splits", facts["problems"])],
     )
 
 
@@ -81,7 +79,10 @@ def publish_annotations(storage: Storage, settings: Settings) -> tuple[Artifact,
     inputs = [_as_input(storage, entry) for entry in sources]
     config = {"seed": settings.seed}
     key = work_key(
-        KIND, code_version=CODE_VERSION, inputs=[[item.key, item.data_version] for item in inputs], config=config
+        KIND,
+        code_version=CODE_VERSION,
+        inputs=[[item.key, item.data_version] for item in inputs],
+        config=config,
     )
 
     def make() -> Artifact:
@@ -125,9 +126,7 @@ def _publish(
 def _examples(storage: Storage, annotations: Annotations) -> list[dict[str, Any]]:
     """A few judged images with their captions, best first, as the first labeler ranked them."""
     shards = {shard.name: shard for shard in label_shards(storage)}
-    texts = {
-        (row["image_id"], row["caption_id"]): row for row in annotations.captions.to_pylist()
-    }
+    texts = {(row["image_id"], row["caption_id"]): row for row in annotations.captions.to_pylist()}
     ranks: dict[str, list[dict]] = {}
     for row in annotations.ranks.to_pylist():
         ranks.setdefault(row["image_id"], []).append(row)
@@ -136,7 +135,8 @@ def _examples(storage: Storage, annotations: Annotations) -> list[dict[str, Any]
         rows = ranks.get(image["image_id"], [])
         labeler = min((row["labeler"] for row in rows), default=None)
         ordered = sorted(
-            (row for row in rows if row["labeler"] == labeler and row["rank"] is not None), key=lambda row: row["rank"]
+            (row for row in rows if row["labeler"] == labeler and row["rank"] is not None),
+            key=lambda row: row["rank"],
         )
         examples.append(
             {

@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
@@ -21,6 +22,9 @@ from compalign_dagster.selection import current
 from compalign_dagster.settings import Settings
 from compalign_dagster.versions import canonical_json, work_key
 from resources.storage import Storage
+
+if TYPE_CHECKING:
+    from compalign_dagster.evaluation.downstream import DownstreamConfig
 
 KIND = keys.EVAL_REPORT.to_user_string()
 CODE_VERSION = 1
@@ -96,8 +100,9 @@ def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool
     store = storage.store
     dataset = current.read(store) or latest.require(store, keys.FILTERED_DATASET.to_user_string())
     annotations = latest.require(store, keys.COCO_HF_ANNOTATIONS.to_user_string())
-    given = {} if settings.evaluation_steps is None else {"steps": settings.evaluation_steps}
-    config = DownstreamConfig(images="frozen" if settings.backbone == "offline" else "pixels", **given)
+    config = DownstreamConfig(images="frozen" if settings.backbone == "offline" else "pixels")
+    if settings.evaluation_steps is not None:
+        config = replace(config, steps=settings.evaluation_steps)
     held_out = evaluation_shards(storage)
     stamps = [(shard.name, storage.evaluation.stat(shard.key)) for shard in held_out]
     choice = {**vars(config), "seeds": list(config.seeds), "seed": settings.seed, "downstream": DOWNSTREAM}
@@ -134,7 +139,14 @@ def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool
     return latest.reuse_or_make(store, KIND, key, make)
 
 
-def _evaluate(storage, settings, dataset, annotations, held_out, config) -> dict[str, Any]:
+def _evaluate(
+    storage: Storage,
+    settings: Settings,
+    dataset: Artifact,
+    annotations: Artifact,
+    held_out: list[Shard],
+    config: "DownstreamConfig",
+) -> dict[str, Any]:
     from compalign_dagster.evaluation.judged import judged_scores
     from compalign_dagster.evaluation.report import Filtered, Judged, evaluate
     from compalign_dagster.reward.folder import load_model

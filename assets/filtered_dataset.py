@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets import keys
+from assets.judged import crawl_shards
 from assets.reporting import PAGE, PREVIEW, claim, counts_table, materialized
 from compalign_dagster import artifacts, images, latest, parquet
 from compalign_dagster.artifacts import Artifact
@@ -35,7 +36,9 @@ class SelectionConfig(dg.Config):
     """Launchpad overrides. Any of them makes a trial that leaves `current` alone, unless adopted."""
 
     keep_fraction: str | None = Field(None, description="Keep fraction to try, such as 0.2.")
-    keep_per_corpus: dict[str, str] | None = Field(None, description="Keep fractions of named corpora to try.")
+    keep_per_corpus: dict[str, str] | None = Field(
+        None, description="Keep fractions of named corpora to try."
+    )
     adopt: bool = Field(False, description="Put the tried policy in force and move `current`.")
     reshard: bool = Field(False, description="Also write the kept pairs as new webdataset tars.")
 
@@ -75,7 +78,10 @@ def filtered_dataset(
         rows=facts["kept"],
         schema=tables.KEPT,
         metadata={
-            **{name: facts[name] for name in ("pairs", "kept", "dropped", "quarantined", "images_kept", "coverage")},
+            **{
+                name: facts[name]
+                for name in ("pairs", "kept", "dropped", "quarantined", "images_kept", "coverage")
+            },
             "keep_rate": facts["kept"] / facts["pairs"] if facts["pairs"] else 0.0,
             "trial": dg.MetadataValue.bool(trial),
             "policy_version": policy.version,
@@ -157,7 +163,9 @@ def publish_dataset(
         index = {shard.shard: store.fetch(shard.pairs_key) for shard in indexed_shards(store)}
         pairs = [index[row["shard"]] for row in rows]
         decided = decide([store.fetch(row["scores_key"]) for row in rows], policy.policy)
-        made = dataset.build(decided, pairs, policy.policy, quarantined=sum(row["quarantined"] for row in rows))
+        made = dataset.build(
+            decided, pairs, policy.policy, quarantined=sum(row["quarantined"] for row in rows)
+        )
         facts = {
             **made.facts,
             "policy": choice["policy"],
@@ -179,7 +187,9 @@ def publish_dataset(
                 inputs=[ledger.as_input()],
                 config=choice,
                 facts=facts,
-                views=_views(storage, facts, dataset.histogram(decided), dataset.examples(decided, pairs, _GALLERY)),
+                views=_views(
+                    storage, facts, dataset.histogram(decided), dataset.examples(decided, pairs, _GALLERY)
+                ),
             )
 
     return latest.reuse_or_make(store, KIND, key, make)
@@ -188,7 +198,7 @@ def publish_dataset(
 def _reshard(storage: Storage, made: dataset.FilteredDataset, folder: Path) -> dict[str, Path]:
     from compalign_dagster.selection.resharding import reshard
 
-    shards = {name: Shard(name, storage.landing, name) for name in set(made.kept["shard"].to_pylist())}
+    shards = crawl_shards(storage, sorted(map(str, set(made.kept["shard"].to_pylist()))))
     return {f"shards/{path.name}": path for path in reshard(made.kept, shards, folder)}
 
 

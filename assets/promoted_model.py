@@ -8,7 +8,7 @@ from assets.reward_model import KIND as MODEL_KIND
 from assets.reward_model import gate_from, metrics_table
 from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.errors import CompalignError, PromotionRefused
+from compalign_dagster.errors import CompalignError, PromotionRefusedError
 from compalign_dagster.reward.promotion import judge
 from compalign_dagster.settings import Settings
 from compalign_dagster.store import Store
@@ -54,7 +54,7 @@ def promote(store: Store, model: Artifact, settings: Settings) -> tuple[decision
         return now, False
     refusals = judge(model.facts["metrics"], gate_from(settings))
     if refusals:
-        raise PromotionRefused(
+        raise PromotionRefusedError(
             f"reward model {model.facts['model_version'][:16]}",
             expected="every claim of the promotion gate to hold",
             found=" ".join(refusals),

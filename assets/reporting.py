@@ -84,5 +84,8 @@ def claim(name: str, problems: Sequence[str], **facts: Any) -> dg.AssetCheckResu
     return dg.AssetCheckResult(
         check_name=name,
         passed=not problems,
-        metadata={"problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none"), **facts},
+        metadata={
+            "problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none"),
+            **facts,
+        },
     )

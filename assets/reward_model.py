@@ -11,7 +11,7 @@ import dagster as dg
 from assets import keys
 from assets.judged import training_data
 from assets.needs import TRAINING
-from assets.partitions import CRAWL_BATCHES, FIRST_BATCH
+from assets.partitions import FIRST_BATCH
 from assets.reporting import PAGE, PREVIEW, materialized
 from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
@@ -46,9 +46,7 @@ log = logging.getLogger(f"compalign_dagster.{__name__}")
     key=keys.REWARD_MODEL,
     deps=[
         keys.COCO_HF_ANNOTATIONS,
-        dg.AssetDep(
-            keys.RAW_CRAWL, partition_mapping=dg.SpecificPartitionsPartitionMapping([FIRST_BATCH])
-        ),
+        dg.AssetDep(keys.RAW_CRAWL, partition_mapping=dg.SpecificPartitionsPartitionMapping([FIRST_BATCH])),
     ],
     group_name=keys.REFEREE_GROUP,
     owners=keys.OWNERS,
@@ -133,7 +131,9 @@ def publish_reward_model(
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "model")
             save_model(trained.model, folder, metrics=trained.metrics, record=trained.record)
-            files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+            files = {
+                path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+            }
             return artifacts.publish(
                 store,
                 KIND,

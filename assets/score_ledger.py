@@ -72,7 +72,10 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
         or [tables.LEDGER.empty_table()]
     )
     key = work_key(
-        KIND, code_version=CODE_VERSION, inputs=[versions, digest_json(ledger.to_pylist()), sorted(live)], config={}
+        KIND,
+        code_version=CODE_VERSION,
+        inputs=[versions, digest_json(ledger.to_pylist()), sorted(live)],
+        config={},
     )
 
     def make() -> Artifact:
@@ -83,7 +86,9 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
             }
             for version in versions
         ]
-        promoted_rows = [row for row in ledger.to_pylist() if versions and row["model_version"] == versions[0]]
+        promoted_rows = [
+            row for row in ledger.to_pylist() if versions and row["model_version"] == versions[0]
+        ]
         facts: dict[str, Any] = {
             "rows": ledger.num_rows,
             "live_shards": len(live),

@@ -3,19 +3,21 @@
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
 
 from assets import keys, promoted_model
+from assets.needs import SCORING
 from assets.partitions import CRAWL_BATCHES
 from assets.reporting import claim, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from assets.needs import SCORING
 from compalign_dagster.crawl.live import IndexedShard, indexed_shards
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.scoring import tables
+from compalign_dagster.store import Store
 from compalign_dagster.versions import work_key
 from resources.accelerator import Accelerator
 from resources.storage import Storage
@@ -141,7 +143,15 @@ def _score_shards(
     return scored
 
 
-def _score_shard(storage, accelerator, model, network, shard, key, folder) -> Artifact:
+def _score_shard(
+    storage: Storage,
+    accelerator: Accelerator,
+    model: Artifact,
+    network: Any,
+    shard: IndexedShard,
+    key: str,
+    folder: Path,
+) -> Artifact:
     from compalign_dagster.scoring.engine import ScoringConfig, score_shard
 
     config = ScoringConfig(
@@ -171,7 +181,7 @@ def _score_shard(storage, accelerator, model, network, shard, key, folder) -> Ar
     )
 
 
-def _facts(store, model: Artifact, scored: list[tuple[dict, Artifact]]) -> dict:
+def _facts(store: Store, model: Artifact, scored: list[tuple[dict, Artifact]]) -> dict:
     rows = [row for row, _ in scored]
     seconds = sum(item.facts["seconds"] for _, item in scored)
     total = sum(row["scored"] for row in rows)
@@ -195,15 +205,15 @@ def _facts(store, model: Artifact, scored: list[tuple[dict, Artifact]]) -> dict:
 def _exact(paths: list[str]) -> dict:
     """Exact SQL over every score of the batch."""
     with duckdb.connect() as connection:
-        scores = connection.read_parquet(paths)
-        mean, twice, broken = connection.execute(
+        (row,) = connection.sql(
             """
             select avg(reward), count(*) - count(distinct (shard, key, caption_index)),
                    count(*) filter (not isfinite(reward))
-            from scores
-            """
-        ).fetchone()
-        del scores
+            from read_parquet(?)
+            """,
+            params=[paths],
+        ).fetchall()
+    mean, twice, broken = row
     problems = [f"{twice} occurrences scored twice"] if twice else []
     problems += [f"{broken} rewards are not finite"] if broken else []
     return {"mean_reward": None if mean is None else round(mean, 6), "problems": problems}

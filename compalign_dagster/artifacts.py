@@ -161,8 +161,8 @@ def publish(
     path = artifact_path(kind, work_key, partition)
     for name in entries:
         entries[name] |= {"path": f"{data_version[:16]}/{name}", "view": False}
-    for name, source in (views or {}).items():
-        entries[name] = _describe(source)
+    for name, page in (views or {}).items():
+        entries[name] = _describe(page)
         entries[name] |= {"path": f"{entries[name]['sha256'][:16]}/{name}", "view": True}
     for name, source in {**files, **(views or {})}.items():
         store.put_new(f"{path}/{entries[name]['path']}", source)

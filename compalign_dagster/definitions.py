@@ -27,7 +27,7 @@ from sensors.arrivals import crawl_arrivals
 from sensors.automation import automated, automation
 from sensors.jobs import JOBS
 
-ASSETS = [
+ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     *external.EXTERNAL_ASSETS,
     raw_crawl.raw_crawl,
     coco_hf_annotations.coco_hf_annotations,
@@ -40,7 +40,9 @@ ASSETS = [
 ]
 
 
-def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | None = None) -> dg.Definitions:
+def build_defs(
+    *, settings: Settings | None = None, resources: dict[str, Any] | None = None
+) -> dg.Definitions:
     """The definitions under these settings, with some resources replaced."""
     settings = settings or load()
     return dg.Definitions(

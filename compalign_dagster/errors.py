@@ -21,5 +21,5 @@ class ConservationError(CompalignError):
     """A stage lost or invented something: rows in are not kept + dropped + quarantined."""
 
 
-class PromotionRefused(CompalignError):
+class PromotionRefusedError(CompalignError):
     """A reward model that did not pass the promotion gate."""

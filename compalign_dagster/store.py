@@ -4,6 +4,7 @@ Nothing is ever overwritten: `put_new` publishes a whole object or reports that 
 What belongs here: bytes and keys. What does not: manifests (`artifacts.py`) and meaning.
 """
 
+import io
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from compalign_dagster.errors import InputError
 
@@ -142,7 +143,9 @@ class BucketStore:
 
         self.url = url.rstrip("/")
         self._store = from_url(self.url)
-        self._cache = Path(tempfile.gettempdir()) / "compalign-fetch" / uuid.uuid5(uuid.NAMESPACE_URL, self.url).hex
+        self._cache = (
+            Path(tempfile.gettempdir()) / "compalign-fetch" / uuid.uuid5(uuid.NAMESPACE_URL, self.url).hex
+        )
 
     def exists(self, key: str) -> bool:
         try:
@@ -169,7 +172,7 @@ class BucketStore:
     def open(self, key: str) -> BinaryIO:
         import obstore
 
-        return obstore.open_reader(self._store, key)  # type: ignore[return-value]
+        return io.BufferedReader(_Reader(obstore.open_reader(self._store, key)), 1 << 20)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         import obstore
@@ -199,7 +202,27 @@ class BucketStore:
         return path
 
 
-def _listed(entry) -> Listed:
+class _Reader(io.RawIOBase):
+    """obstore's reader as a Python file: by itself it knows no `with`."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = bytes(self._reader.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reader.close()
+        super().close()
+
+
+def _listed(entry: Any) -> Listed:
     return Listed(entry["path"], entry["size"], entry["e_tag"] or str(entry["last_modified"]))
 
 

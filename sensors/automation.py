@@ -39,7 +39,9 @@ CONDITIONS: dict[dg.AssetKey, dg.AutomationCondition] = {
 }
 
 
-def automated(assets: Iterable[dg.AssetsDefinition | dg.AssetSpec]) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+def automated(
+    assets: Iterable[dg.AssetsDefinition | dg.AssetSpec],
+) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The same assets with the conditions under which they run by themselves."""
     return list(
         dg.map_asset_specs(

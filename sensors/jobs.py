@@ -5,6 +5,7 @@ ask for the next unit.
 """
 
 import time
+from typing import Any
 
 import dagster as dg
 
@@ -31,7 +32,9 @@ def seal_landed_shards(
     for batch in sealed:
         context.log_event(landed_event(batch))
     context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in sealed])
-    context.log.info(f"{len(sealed)} batches sealed: {', '.join(batch.key for batch in sealed) or 'nothing new'}")
+    context.log.info(
+        f"{len(sealed)} batches sealed: {', '.join(batch.key for batch in sealed) or 'nothing new'}"
+    )
 
 
 @dg.job(description="Seal what lies in the landing folder now as a new batch (a partition).")
@@ -73,4 +76,4 @@ evaluate = dg.define_asset_job(
     description="Report on the current filtered dataset: agreement with people, downstream retrieval.",
 )
 
-JOBS = [land_batch, index_batch, learn_reward, promote_model, score_batch, refilter, evaluate]
+JOBS: list[Any] = [land_batch, index_batch, learn_reward, promote_model, score_batch, refilter, evaluate]

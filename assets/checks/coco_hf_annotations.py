@@ -24,7 +24,9 @@ def judgements(storage: Storage) -> dg.AssetCheckResult:
 
     artifact = latest.require(storage.store, keys.COCO_HF_ANNOTATIONS.to_user_string())
     images = parquet.read(artifact.fetch("images.parquet"))
-    splits = pa.TableGroupBy(images, "split").aggregate([("image_id", "count_distinct"), ("image_id", "count")])
+    splits = pa.TableGroupBy(images, "split").aggregate(
+        [("image_id", "count_distinct"), ("image_id", "count")]
+    )
     ranks, covers = seeded_sample(parquet.read(artifact.fetch("ranks.parquet")))
     return validate(
         [

@@ -31,9 +31,10 @@ def validate(
     An empty table fails: expectations about rows hold for none of them, which proves nothing.
     """
     import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas("frames")
     problems, evaluated = [], 0
     for name, table, covers, expectations in frames:

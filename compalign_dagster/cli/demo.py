@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,7 @@ def _run(job: str, partition: str | None, tally: Tally) -> None:
         )
 
 
-def _note(metadata: dict[str, Any], label: str, tally: Tally) -> None:
+def _note(metadata: Mapping[str, Any], label: str, tally: Tally) -> None:
     reused = metadata["reused"].value if "reused" in metadata else False
     into = tally.reused if reused else tally.made
     if label not in tally.made and label not in tally.reused:
@@ -103,7 +103,10 @@ def _failure(job: str, error: Any) -> CompalignError:
     while error.cause is not None:
         error = error.cause
     return CompalignError(
-        f"job {job}", expected="success", found=error.message.strip(), remedy="Open the run in `compalign ui`."
+        f"job {job}",
+        expected="success",
+        found=error.message.strip(),
+        remedy="Open the run in `compalign ui`.",
     )
 
 

@@ -99,11 +99,15 @@ def _backbone(settings: Settings) -> Iterator[Finding]:
 def _pretrained(settings: Settings) -> Finding:
     model = settings.model
     if model is None:
-        return Finding("backbone", "blip without a model", "Set COMPALIGN_MODEL to a local folder or a hub id.")
+        return Finding(
+            "backbone", "blip without a model", "Set COMPALIGN_MODEL to a local folder or a hub id."
+        )
     if Path(model).is_dir():
         return Finding("backbone", f"local folder {model}")
     if settings.revision is None:
         return Finding(
-            "backbone", f"hub id {model} without a revision", "Pin COMPALIGN_REVISION to a commit of that repository."
+            "backbone",
+            f"hub id {model} without a revision",
+            "Pin COMPALIGN_REVISION to a commit of that repository.",
         )
     return Finding("backbone", f"hub id {model} at {settings.revision} (fetched when training starts)")

@@ -85,9 +85,7 @@ def _matches(pattern: str) -> list[Path]:
         return [store.fetch(item.key) for item in store.list() if item.key.endswith(".parquet")]
     path = Path(pattern).expanduser()
     if path.is_dir():
-        return sorted(
-            item for item in path.rglob("*.parquet") if item.is_file() and not item.name.startswith(".")
-        )
+        return sorted(item for item in path.rglob("*.parquet") if item.is_file() and not item.name.startswith("."))
     if path.is_file():
         return [path]
     wild = next((at for at, part in enumerate(path.parts) if _GLOB.search(part)), None)

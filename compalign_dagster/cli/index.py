@@ -11,18 +11,10 @@ from compalign_dagster.cli import options
 
 @click.command("index")
 @options.shards
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
-)
-@click.option(
-    "--member-bytes", type=click.IntRange(1), help="Largest member that is read.  [default: 64 MiB]"
-)
-@click.option(
-    "--image-pixels", type=click.IntRange(1), help="Largest image that is decoded.  [default: 89478485]"
-)
-@click.option(
-    "--caption-bytes", type=click.IntRange(1), help="Longest caption that becomes a pair.  [default: 10000]"
-)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@click.option("--member-bytes", type=click.IntRange(1), help="Largest member that is read.  [default: 64 MiB]")
+@click.option("--image-pixels", type=click.IntRange(1), help="Largest image that is decoded.  [default: 89478485]")
+@click.option("--caption-bytes", type=click.IntRange(1), help="Longest caption that becomes a pair.  [default: 10000]")
 @options.strict
 def command(patterns: tuple[str, ...], out: Path, strict: bool, **budgets: int | None) -> None:
     r"""List the pairs of webdataset shards, and everything that was refused with its reason.
@@ -43,7 +35,7 @@ def command(patterns: tuple[str, ...], out: Path, strict: bool, **budgets: int |
     """
     from compalign_dagster.cli.files import table_file, write_json
     from compalign_dagster.cli.progress import show_progress
-    from compalign_dagster.crawl.index import CODE_VERSION, Budgets, index_shard
+    from compalign_dagster.crawl.index import CODE_VERSION, Budgets, index_shard, reasons_of
     from compalign_dagster.crawl.shards import find_shards
     from compalign_dagster.crawl.tables import PAIRS, QUARANTINE
 
@@ -62,7 +54,7 @@ def command(patterns: tuple[str, ...], out: Path, strict: bool, **budgets: int |
             pairs.write_table(index.pairs)
             refused.write_table(index.quarantine)
             shards.append(index.summary)
-            reasons.update(index.quarantine["reason"].to_pylist())
+            reasons.update(reasons_of(index.quarantine))
             report(done, len(found), "shards")
     summary = summarize(shards, reasons)
     write_json(out / "summary.json", {**summary, "budgets": vars(limits), "code_version": CODE_VERSION})

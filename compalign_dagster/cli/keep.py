@@ -14,12 +14,8 @@ import click
     required=True,
     help="Score tables: a file, a folder, a quoted glob or an s3:// prefix. May be repeated.",
 )
-@click.option(
-    "--fraction", required=True, metavar="F", help="Share of the pairs to keep, a decimal from 0 to 1."
-)
-@click.option(
-    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet file to write."
-)
+@click.option("--fraction", required=True, metavar="F", help="Share of the pairs to keep, a decimal from 0 to 1.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet file to write.")
 def command(patterns: tuple[str, ...], fraction: str, out: Path) -> None:
     r"""Keep the pairs with the highest rewards: exactly F x n of them, halves rounded up.
 
@@ -41,5 +37,6 @@ def command(patterns: tuple[str, ...], fraction: str, out: Path) -> None:
     kept = decided.filter(decided["kept"]).select(SELECTION.names)
     with table_file(out, SELECTION) as table:
         table.write_table(kept.to_arrow().cast(SELECTION))
-    cut = f", rewards from {kept['reward'].min():.4f}" if kept.height else ""
+    rewards = kept["reward"].to_list()
+    cut = f", rewards from {min(rewards):.4f}" if rewards else ""
     click.echo(f"kept {kept.height:,} of {decided.height:,} pairs{cut}: {out}")

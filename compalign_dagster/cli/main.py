@@ -35,9 +35,7 @@ VERBS = {  # in the order of a first acquaintance
     "ui": Verb(f"{_CLI}.ui", "command", "Open the Dagster UI on the same instance."),
     "doctor": Verb(f"{_CLI}.doctor", "command", "Check what this machine needs and say what to do."),
     "sample-crawl": Verb(f"{_CLI}.sample_crawl", "command", "Write a sample crawl with simulated labelers."),
-    "photo-crawl": Verb(
-        f"{_CLI}.photo_crawl", "photo_crawl", "Make a noisy crawl from the data pack's photos."
-    ),
+    "photo-crawl": Verb(f"{_CLI}.photo_crawl", "photo_crawl", "Make a noisy crawl from the data pack's photos."),
     "index": Verb(f"{_CLI}.index", "command", "List the pairs of shards, and what was refused and why."),
     "train": Verb(f"{_CLI}.train", "command", "Train a reward model on human judgements."),
     "score": Verb(f"{_CLI}.score", "command", "Give every pair of shards its reward."),

@@ -8,21 +8,15 @@ _COUNT = click.IntRange(1)
 
 
 @click.command("sample-crawl")
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
-)
-@click.option(
-    "--seed", default=7, show_default=True, type=click.IntRange(0), help="Equal seeds give equal bytes."
-)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Equal seeds give equal bytes.")
 @click.option("--pairs", default=4000, show_default=True, type=_COUNT, help="Pairs in the crawl.")
 @click.option(
     "--judged-images", default=1000, show_default=True, type=_COUNT, help="Images with human-like judgements."
 )
 @click.option("--evaluation-pairs", default=500, show_default=True, type=_COUNT, help="Clean held-out pairs.")
 @click.option("--shard-pairs", default=500, show_default=True, type=_COUNT, help="Pairs in a shard.")
-def command(
-    out: Path, seed: int, pairs: int, judged_images: int, evaluation_pairs: int, shard_pairs: int
-) -> None:
+def command(out: Path, seed: int, pairs: int, judged_images: int, evaluation_pairs: int, shard_pairs: int) -> None:
     r"""Write a sample crawl: rendered scenes with captions of many qualities.
 
     It is made to try the pipeline on and says nothing about the web. Labelers are simulated.
@@ -52,7 +46,6 @@ def command(
     if not summary["written"]:
         click.echo(f"{out} already holds this sample; nothing was written")
     click.echo(f"{summary['pairs']:,} pairs in {summary['shards']:,} shards: {out / 'landing'}")
-    click.echo(
-        f"{summary['judged_images']:,} judged images, {summary['comparisons']:,} comparisons: {out / 'labels'}"
-    )
+    judged = f"{summary['judged_images']:,} judged images, {summary['comparisons']:,} comparisons"
+    click.echo(f"{judged}: {out / 'labels'}")
     click.echo(f"{summary['evaluation_pairs']:,} clean held-out pairs: {out / 'evaluation'}")

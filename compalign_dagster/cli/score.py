@@ -9,13 +9,9 @@ from compalign_dagster.cli import options
 
 
 @click.command("score")
-@click.option(
-    "--model", required=True, type=click.Path(path_type=Path), help="Model folder, from `compalign train`."
-)
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, from `compalign train`.")
 @options.shards
-@click.option(
-    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet file to write."
-)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet file to write.")
 @options.device
 @click.option(
     "--batch-images",
@@ -25,9 +21,7 @@ from compalign_dagster.cli import options
     help="Images encoded at once; changes speed and memory, no reward.",
 )
 @options.strict
-def command(
-    model: Path, patterns: tuple[str, ...], out: Path, device: str, batch_images: int, strict: bool
-) -> None:
+def command(model: Path, patterns: tuple[str, ...], out: Path, device: str, batch_images: int, strict: bool) -> None:
     r"""Give every pair of the shards its reward: larger is better aligned.
 
     Shards are indexed on the way, one after the other. Captions found = rows in FILE.parquet +
@@ -45,7 +39,7 @@ def command(
     from compalign_dagster.cli.index import refuse_if_unreadable
     from compalign_dagster.cli.progress import show_progress
     from compalign_dagster.compute import pick_device
-    from compalign_dagster.crawl.index import index_shard
+    from compalign_dagster.crawl.index import index_shard, reasons_of
     from compalign_dagster.crawl.shards import find_shards
     from compalign_dagster.crawl.tables import QUARANTINE
     from compalign_dagster.scoring.tables import SCORES
@@ -68,7 +62,7 @@ def command(
             scores.write_table(result.scores)
             for quarantine in (index.quarantine, result.quarantine):
                 refused.write_table(quarantine)
-                reasons.update(quarantine["reason"].to_pylist())
+                reasons.update(reasons_of(quarantine))
             summaries.append(index.summary)
             rows += result.scores.num_rows
     click.echo(f"{rows:,} pairs of {len(found):,} shards scored by model {version[:12]}: {out}")

@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     help="Judgements, JSONL or Parquet: a file, a folder, a quoted glob or an s3:// prefix. May be repeated.",
 )
 @options.shards
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new model folder."
-)
-@click.option(
-    "--backbone", type=click.Choice(["blip-tiny", "blip", "offline"]), help="Network.  [default: blip-tiny]"
-)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new model folder.")
+@click.option("--backbone", type=click.Choice(["blip-tiny", "blip", "offline"]), help="Network.  [default: blip-tiny]")
 @click.option(
     "--config",
     "config_file",
@@ -137,17 +133,18 @@ def unlabelled(shards: list["Shard"], images: "pa.Table") -> tuple["pa.Table", C
 
     Where the shards hold nothing but judged images, the pairs of those in the training split.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    from compalign_dagster.crawl.index import concat, index_shard
+    from compalign_dagster.crawl.index import concat, index_shard, reasons_of
 
     index = concat(map(index_shard, shards))
     judged = pc.is_in(index.pairs["image_sha256"], value_set=images["image_id"].combine_chunks())
     pairs = index.pairs.filter(pc.invert(judged))
     if not pairs.num_rows:
-        learned = images.filter(pc.equal(images["split"], "train"))["image_id"].combine_chunks()
+        learned = images.filter(pc.equal(images["split"], pa.scalar("train")))["image_id"].combine_chunks()
         pairs = index.pairs.filter(pc.is_in(index.pairs["image_sha256"], value_set=learned))
-    return pairs, Counter(index.quarantine["reason"].to_pylist())
+    return pairs, reasons_of(index.quarantine)
 
 
 def _refuse_taken(out: Path) -> None:

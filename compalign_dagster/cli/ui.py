@@ -1,7 +1,7 @@
 """`compalign ui`: the Dagster UI with its daemon, and the store's pages beside it."""
 
-import signal
 import os
+import signal
 import subprocess
 import sys
 import threading

@@ -93,9 +93,7 @@ def seal(store: Store, landing: Store, *, max_shards: int, settled_seconds: floa
                 return sealed  # somebody else seals the rest, or the next call does
             continue  # somebody else was faster: compare again
         for batch in sealed:
-            counts = (
-                f"{len(batch.added)} added, {len(batch.superseded)} superseded, {len(batch.removed)} removed"
-            )
+            counts = f"{len(batch.added)} added, {len(batch.superseded)} superseded, {len(batch.removed)} removed"
             log.info("sealed %s: %s", batch.key, counts)
         return sealed
     raise CompalignError(
@@ -118,7 +116,8 @@ def _changes(
             found="no shard at all",
             remedy="Check that it is mounted and spelled right; to empty a crawl, use a new store.",
         )
-    added, superseded = [], []
+    added: list[ShardStamp] = []
+    superseded: list[ShardStamp] = []
     for name, item in sorted(landed.items()):
         stamp = ShardStamp(name, item.size, item.stamp)
         if name in live and live[name][1] == stamp:

@@ -27,7 +27,7 @@ _DEFAULT_BUDGETS = Budgets()
 
 log = logging.getLogger(__name__)
 
-__all__ = ["CODE_VERSION", "Budgets", "Index", "ShardIndex", "concat", "index_shard", "make_pair_id"]
+__all__ = ["CODE_VERSION", "Budgets", "Index", "ShardIndex", "concat", "index_shard", "make_pair_id", "reasons_of"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def index_shard(shard: Shard, budgets: Budgets = _DEFAULT_BUDGETS) -> ShardIndex
         raise InputError(
             f"shard {shard.name} in {shard.store.url}",
             expected="a readable file",
-            found=str(error),
+            found=str(error).splitlines()[0],
             remedy="Check that it is still there and may be read.",
         ) from error
     gathered = Sorted(budgets)
@@ -108,6 +108,11 @@ def concat(indexes: Iterable[ShardIndex]) -> Index:
         pa.concat_tables([QUARANTINE.empty_table(), *(index.quarantine for index in known)]),
         parquet.from_rows([index.summary for index in known], SHARDS),
     )
+
+
+def reasons_of(quarantine: pa.Table) -> Counter[str]:
+    """How many rows of a QUARANTINE table have each reason."""
+    return Counter(str(reason) for reason in quarantine["reason"].to_pylist())
 
 
 def _gather(tape: Tape, size: int, gathered: Sorted) -> bool:

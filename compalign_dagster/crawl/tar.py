@@ -114,9 +114,7 @@ def walk(tape: Tape, total: int) -> Iterator[Member | Damage]:
         block = tape.peek(BLOCK)
         if not block:
             if zeros < BLOCK and not resumed and start:
-                yield Damage(
-                    Reason.END_MISSING, "shard", start, "expected tar's end marker, found the end of the file"
-                )
+                yield Damage(Reason.END_MISSING, "shard", start, "expected tar's end marker, found the end of the file")
             return
         header = _parse(block)
         if header is None:
@@ -124,9 +122,7 @@ def walk(tape: Tape, total: int) -> Iterator[Member | Damage]:
             pending, resumed = {}, True
             continue
         if zeros:
-            yield Damage(
-                Reason.ZERO_GAP, "shard", start, f"expected the end, found members after {zeros} zero bytes"
-            )
+            yield Damage(Reason.ZERO_GAP, "shard", start, f"expected the end, found members after {zeros} zero bytes")
         tape.skip(BLOCK)
         size = _size(header, pending)
         if tape.offset + size > total:
@@ -212,9 +208,7 @@ def _skip_damage(tape: Tape, start: int) -> Damage:
     if len(head) < BLOCK:
         detail = f"expected a header of {BLOCK} bytes, found {len(head)}"
         return Damage(Reason.MEMBER_TRUNCATED, "member", start, detail)
-    return Damage(
-        Reason.HEADER_DAMAGED, "member", start, f"expected a tar header, found {head[:8]!r}; {skipped}"
-    )
+    return Damage(Reason.HEADER_DAMAGED, "member", start, f"expected a tar header, found {head[:8]!r}; {skipped}")
 
 
 def _cut(tape: Tape, start: int, header: _Header, size: int, total: int) -> Damage:

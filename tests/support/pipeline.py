@@ -75,8 +75,6 @@ def failures(result: dg.ExecuteInProcessResult) -> list[str]:
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict:
     """Metadata values of the materialisation of an asset in a run."""
     (event,) = [
-        event
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey(asset)
+        event for event in result.get_asset_materialization_events() if event.asset_key == dg.AssetKey(asset)
     ]
     return {name: value.value for name, value in event.materialization.metadata.items()}

@@ -22,7 +22,13 @@ def test_the_run_history_is_in_the_instance(demo, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(demo.home.absolute() / "dagster"))
     with dg.DagsterInstance.get() as instance:
         runs = instance.get_runs()
-        assert {run.job_name for run in runs} >= {"land_batch", "learn_reward", "score_batch", "refilter", "evaluate"}
+        assert {run.job_name for run in runs} >= {
+            "land_batch",
+            "learn_reward",
+            "score_batch",
+            "refilter",
+            "evaluate",
+        }
         assert all(run.is_success for run in runs)
         for name in ("reward_model", "promoted_model", "filtered_dataset", "eval_report"):
             assert instance.get_latest_materialization_event(dg.AssetKey(name)), name

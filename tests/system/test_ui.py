@@ -65,7 +65,7 @@ def browser():
         instance.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 1500, "height": 900})
     tab = context.new_page()
@@ -105,7 +105,12 @@ def test_the_metadata_of_the_filtered_dataset_is_legible_and_its_page_opens(ui, 
 
 def test_every_page_of_the_store_opens_and_asks_nothing_of_the_network(ui, page):
     outside: list[str] = []
-    page.on("request", lambda request: outside.append(request.url) if not request.url.startswith((ui.pages, "data:")) else None)
+    page.on(
+        "request",
+        lambda request: (
+            outside.append(request.url) if not request.url.startswith((ui.pages, "data:")) else None
+        ),
+    )
     page.goto(ui.pages, wait_until="networkidle")
     links = [link.get_attribute("href") for link in page.locator("a").all()]
     wanted = [link for link in links if link and link.endswith("page.html")]
@@ -133,7 +138,9 @@ def test_a_shard_that_lands_is_scored_and_filtered_by_itself(ui, page, tmp_path)
 
     store = LocalStore(ui.home / "store")
     before = current.read(store)
-    write_sample_crawl(tmp_path / "more", seed=23, pairs=100, judged_images=5, evaluation_pairs=5, shard_pairs=100)
+    write_sample_crawl(
+        tmp_path / "more", seed=23, pairs=100, judged_images=5, evaluation_pairs=5, shard_pairs=100
+    )
     (source,) = (tmp_path / "more" / "landing" / "sample").glob("*.tar")
     target = ui.home / "landing" / "sample" / "70000.tar"
     shutil.copyfile(source, target.with_suffix(".part"))

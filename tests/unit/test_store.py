@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.store import LocalStore, open_store
+from compalign_dagster.store import BucketStore, LocalStore, Store, open_store
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def store(tmp_path):
     return LocalStore(tmp_path / "store")
 
 
-def keys(store: LocalStore, prefix: str = "") -> list[str]:
+def keys(store: Store, prefix: str = "") -> list[str]:
     return [item.key for item in store.list(prefix)]
 
 
@@ -125,6 +125,37 @@ def test_a_store_is_a_folder_or_an_s3_url(tmp_path):
     assert isinstance(open_store(str(tmp_path)), LocalStore)
     with pytest.raises(InputError, match="another scheme"):
         open_store("https://example.org/x")
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """An object store on this disk, through the same client as a real bucket."""
+    (tmp_path / "bucket").mkdir()
+    return BucketStore(f"file://{tmp_path}/bucket")
+
+
+def test_a_bucket_publishes_reads_and_lists_as_a_folder_does(bucket):
+    assert bucket.put_new("b/2", b"0123456789")
+    assert not bucket.put_new("b/2", b"second")
+    bucket.put_new("b-side", b"x")
+    assert bucket.read("b/2") == b"0123456789"
+    assert bucket.read_range("b/2", 3, 4) == b"3456"
+    assert bucket.stat("b/2").size == 10
+    assert keys(bucket) == ["b-side", "b/2"]
+    assert keys(bucket, "b/") == ["b/2"]
+    assert not bucket.exists("b/3")
+    with pytest.raises(FileNotFoundError):
+        bucket.read("b/3")
+    assert bucket.fetch("b/2").read_bytes() == b"0123456789"
+
+
+def test_an_object_of_a_bucket_opens_as_an_ordinary_file(bucket):
+    body = b"first line\nsecond\n" + bytes(3_000_000)
+    bucket.put_new("big", body)
+    with bucket.open("big") as stream:
+        assert stream.readline() == b"first line\n"
+        assert stream.read() == body[11:]
+    assert stream.closed
 
 
 def test_a_store_opened_by_a_relative_path_stays_there_when_the_process_moves(tmp_path, monkeypatch):

@@ -82,7 +82,13 @@ def test_kept_images_are_read_from_the_original_tars_and_reshard_to_the_same_byt
     kept = parquet.read(dataset.fetch("kept.parquet")).to_pylist()
     digests = {}
     for shard in {row["shard"] for row in kept}:
-        index = [s for s in parquet.read(latest.require(filtered.store, "raw_crawl", BATCH).fetch("shards.parquet")).to_pylist() if s["shard"] == shard]
+        index = [
+            s
+            for s in parquet.read(
+                latest.require(filtered.store, "raw_crawl", BATCH).fetch("shards.parquet")
+            ).to_pylist()
+            if s["shard"] == shard
+        ]
         for row in parquet.read(filtered.store.fetch(index[0]["pairs_key"])).to_pylist():
             digests[row["pair_id"], row["shard"], row["key"]] = row["image_sha256"]
     wanted = {digests[row["pair_id"], row["shard"], row["key"]] for row in kept}

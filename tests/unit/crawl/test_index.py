@@ -17,7 +17,7 @@ from compalign_dagster.crawl.index import Budgets, ShardIndex, concat, index_sha
 from compalign_dagster.crawl.reasons import MEANINGS, Reason
 from compalign_dagster.crawl.shards import Shard, read_member
 from compalign_dagster.errors import InputError
-from compalign_dagster.store import LocalStore
+from compalign_dagster.store import BucketStore, LocalStore
 from tests.support import shard_builder as build
 
 _QUICK = settings(
@@ -322,6 +322,20 @@ def test_a_shard_that_is_gone_is_an_error_that_names_it(tmp_path):
         index_shard(Shard("gone.tar", LocalStore(tmp_path), "gone.tar"))
 
 
+def test_a_shard_in_a_bucket_has_the_same_index_as_on_a_disk(tmp_path):
+    data = build.captions_with_nulls()
+    (tmp_path / "bucket").mkdir()
+    bucket = BucketStore(f"file://{tmp_path}/bucket")
+    bucket.put_new("cc3m/00000.tar", data)
+    shard = Shard("cc3m/00000.tar", bucket, "cc3m/00000.tar")
+    assert index_shard(shard) == index_bytes(tmp_path, data)
+    row = index_shard(shard).pairs.to_pylist()[0]
+    image = read_member(shard, row["image_offset"], row["image_length"])
+    assert hashlib.sha256(image).hexdigest() == row["image_sha256"]
+    with pytest.raises(InputError, match=r"gone\.tar"):
+        index_shard(Shard("gone.tar", bucket, "gone.tar"))
+
+
 def test_several_indexes_join_into_tables_with_one_row_a_shard(tmp_path):
     one = index_shard(build.place(tmp_path, build.good_shard(2), "a/0.tar"))
     two = index_shard(build.place(tmp_path, build.cut_image(), "b/0.tar"))
@@ -344,11 +358,7 @@ def test_any_bytes_as_a_shard_never_raise_and_conserve(data, tmp_path):
 
 
 @settings(_QUICK, max_examples=150)
-@given(
-    edits=st.lists(
-        st.tuples(st.integers(0, 1 << 30), st.binary(max_size=40), st.integers(0, 700)), max_size=6
-    )
-)
+@given(edits=st.lists(st.tuples(st.integers(0, 1 << 30), st.binary(max_size=40), st.integers(0, 700)), max_size=6))
 def test_any_damage_to_a_good_shard_never_raises_conserves_and_leaves_true_places(edits, tmp_path):
     data = build.good_shard(3)
     for at, new, removed in edits:
