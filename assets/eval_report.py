@@ -12,7 +12,8 @@ import pyarrow as pa
 from assets import keys
 from assets.judged import crawl_shards, training_data
 from assets.needs import EVALUATION
-from assets.reporting import PAGE, PREVIEW, materialized
+from assets.progress import logged
+from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.crawl.live import indexed_shards
@@ -68,8 +69,7 @@ def eval_report(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.Ma
 def headline(report: dict[str, Any]) -> dict[str, float]:
     """The figures worth a time series: agreement by scorer, R@1 by training set, both in 0 to 1."""
     agreement = {
-        f"agreement: {name}": figures["preference_accuracy"]["value"]
-        for name, figures in report["agreement"].items()
+        f"agreement: {name}": figures["preference_accuracy"]["value"] for name, figures in report["agreement"].items()
     }
     retrieval = {
         f"R@1 text to image: {name}": arm["text_to_image"]["r1"]["value"]
@@ -172,7 +172,7 @@ def _evaluate(
         held_out,
         config,
         seed=settings.seed,
-        progress=_log_progress,
+        progress=logged(KIND),
     )
 
 
@@ -193,10 +193,6 @@ def _scores_of(store: artifacts.Store, dataset: Artifact) -> list[dict[str, Any]
     return [row for row in table.to_pylist() if row["model_version"] == dataset.facts["model_version"]]
 
 
-def _log_progress(done: int, total: int, what: str) -> None:
-    log.info("eval_report: %s, %d of %d", what, done, total)
-
-
 def _views(settings: Settings, dataset: Artifact, report: dict[str, Any]) -> dict[str, bytes]:
     from compalign_dagster.pages.evaluation import downstream_picture, eval_page
 
@@ -212,4 +208,4 @@ def _views(settings: Settings, dataset: Artifact, report: dict[str, Any]) -> dic
             },
         }
     )
-    return {PAGE: page, PREVIEW: downstream_picture(report)}
+    return {PAGE: page, PLOT: downstream_picture(report)}

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from assets import keys
 from assets.judged import crawl_shards
-from assets.reporting import PAGE, PREVIEW, claim, counts_table, materialized
+from assets.reporting import PAGE, PLOT, PREVIEW, claim, counts_table, materialized
 from compalign_dagster import artifacts, images, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import indexed_shards
@@ -36,9 +36,7 @@ class SelectionConfig(dg.Config):
     """Launchpad overrides. Any of them makes a trial that leaves `current` alone, unless adopted."""
 
     keep_fraction: str | None = Field(None, description="Keep fraction to try, such as 0.2.")
-    keep_per_corpus: dict[str, str] | None = Field(
-        None, description="Keep fractions of named corpora to try."
-    )
+    keep_per_corpus: dict[str, str] | None = Field(None, description="Keep fractions of named corpora to try.")
     adopt: bool = Field(False, description="Put the tried policy in force and move `current`.")
     reshard: bool = Field(False, description="Also write the kept pairs as new webdataset tars.")
 
@@ -78,10 +76,7 @@ def filtered_dataset(
         rows=facts["kept"],
         schema=tables.KEPT,
         metadata={
-            **{
-                name: facts[name]
-                for name in ("pairs", "kept", "dropped", "quarantined", "images_kept", "coverage")
-            },
+            **{name: facts[name] for name in ("pairs", "kept", "dropped", "quarantined", "images_kept", "coverage")},
             "keep_rate": facts["kept"] / facts["pairs"] if facts["pairs"] else 0.0,
             "trial": dg.MetadataValue.bool(trial),
             "policy_version": policy.version,
@@ -163,9 +158,7 @@ def publish_dataset(
         index = {shard.shard: store.fetch(shard.pairs_key) for shard in indexed_shards(store)}
         pairs = [index[row["shard"]] for row in rows]
         decided = decide([store.fetch(row["scores_key"]) for row in rows], policy.policy)
-        made = dataset.build(
-            decided, pairs, policy.policy, quarantined=sum(row["quarantined"] for row in rows)
-        )
+        made = dataset.build(decided, pairs, policy.policy, quarantined=sum(row["quarantined"] for row in rows))
         facts = {
             **made.facts,
             "policy": choice["policy"],
@@ -187,9 +180,7 @@ def publish_dataset(
                 inputs=[ledger.as_input()],
                 config=choice,
                 facts=facts,
-                views=_views(
-                    storage, facts, dataset.histogram(decided), dataset.examples(decided, pairs, _GALLERY)
-                ),
+                views=_views(storage, facts, dataset.histogram(decided), dataset.examples(decided, pairs, _GALLERY)),
             )
 
     return latest.reuse_or_make(store, KIND, key, make)
@@ -207,7 +198,7 @@ def _views(
 ) -> dict[str, bytes]:
     """The curator's page: histogram with the cut, waterfall, galleries; and a contact sheet of kept pairs."""
     from compalign_dagster.pages.cards import Card
-    from compalign_dagster.pages.filtered import filtered_page
+    from compalign_dagster.pages.filtered import filtered_page, histogram_picture
     from compalign_dagster.pages.images import contact_sheet
 
     def card(row: dict) -> Card:
@@ -216,10 +207,11 @@ def _views(
             image=read_member(shard, row["image_offset"], row["image_length"]),
             caption=row["caption"],
             reward=row["reward"],
-            note=row["reason"] or "kept",
+            note=f"{row['reason'] or 'kept'} · {row['shard']} {row['key']}",
         )
 
     galleries = {name: [card(row) for row in rows] for name, rows in examples.items()}
     page = filtered_page(facts, histogram, galleries)
     sheet = [images.decode(entry.image) for entry in galleries["kept"]]
-    return {PAGE: page, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}
+    plot = histogram_picture(histogram, facts)
+    return {PAGE: page, PLOT: plot, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}

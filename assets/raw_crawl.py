@@ -70,10 +70,7 @@ def raw_crawl(
         rows=facts["pairs"],
         schema=tables.PAIRS,
         metadata={
-            **{
-                name: facts[name]
-                for name in ("shards", "pairs", "captions", "quarantined_captions", "members")
-            },
+            **{name: facts[name] for name in ("shards", "pairs", "captions", "quarantined_captions", "members")},
             "quarantined by reason": counts_table("reason", facts["quarantined_by_reason"]),
             "shards not fully readable": facts["shards_not_ok"],
         },
@@ -139,9 +136,7 @@ def _index_shard(storage: Storage, item: ShardStamp, budgets: Budgets) -> Artifa
         )
 
 
-def _publish_batch(
-    storage: Storage, batch: Batch, key: str, budgets: Budgets, shards: list[Artifact]
-) -> Artifact:
+def _publish_batch(storage: Storage, batch: Batch, key: str, budgets: Budgets, shards: list[Artifact]) -> Artifact:
     rows = [
         {
             **{name: shard.facts[name] for name in tables.SHARDS.names},
@@ -191,17 +186,11 @@ def _views(storage: Storage, batch: Batch, facts: dict, rows: list[dict]) -> dic
     from compalign_dagster.pages.images import contact_sheet
 
     pairs = _some_pairs(storage, rows)
-    cards = [
-        Card(image=data, caption=row["caption"], note=f"{row['shard']} {row['key']}") for row, data in pairs
-    ]
+    cards = [Card(image=data, caption=row["caption"], note=f"{row['shard']} {row['key']}") for row, data in pairs]
     quarantine = [
-        entry
-        for row in rows
-        for entry in parquet.read(storage.store.fetch(row["quarantine_key"])).to_pylist()
+        entry for row in rows for entry in parquet.read(storage.store.fetch(row["quarantine_key"])).to_pylist()
     ]
-    page = crawl_page(
-        {"batch": batch.key, **facts, "shards": rows}, cards, quarantine[:_QUARANTINE_ROWS_SHOWN]
-    )
+    page = crawl_page({"batch": batch.key, **facts, "shards": rows}, cards, quarantine[:_QUARANTINE_ROWS_SHOWN])
     sheet = [images.decode(data) for _, data in pairs]
     return {PAGE: page, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}
 
@@ -217,9 +206,7 @@ def _some_pairs(storage: Storage, rows: list[dict]) -> list[tuple[dict, bytes]]:
     return [
         (
             row,
-            read_member(
-                Shard(row["shard"], storage.landing, row["shard"]), row["image_offset"], row["image_length"]
-            ),
+            read_member(Shard(row["shard"], storage.landing, row["shard"]), row["image_offset"], row["image_length"]),
         )
         for row in chosen[:_GALLERY_PAIRS]
     ]

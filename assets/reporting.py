@@ -16,7 +16,7 @@ from compalign_dagster.parquet import meaning
 from resources.storage import Storage
 
 PAGE = "page.html"
-PREVIEW = "preview.jpg"
+PREVIEW, PLOT = "preview.jpg", "plot.png"  # a contact sheet, a drawn figure: small enough for an event
 
 
 def materialized(
@@ -44,8 +44,9 @@ def materialized(
         facts["dagster/column_schema"] = table_schema(schema)
     if artifact.has_view(PAGE):
         facts["page"] = dg.MetadataValue.url(storage.page_url(artifact, PAGE))
-    if artifact.has_view(PREVIEW):
-        facts["preview"] = picture(artifact.store.read(artifact.file_key(PREVIEW)))
+    for name in (PREVIEW, PLOT):
+        if artifact.has_view(name):
+            facts[name.partition(".")[0]] = picture(artifact.store.read(artifact.file_key(name)))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(artifact.data_version), metadata=facts, check_results=list(checks)
     )

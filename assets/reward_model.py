@@ -1,7 +1,6 @@
 """`reward_model`: the referee, trained on human comparisons with anchors across images."""
 
 import json
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from assets import keys
 from assets.judged import training_data
 from assets.needs import TRAINING
 from assets.partitions import FIRST_BATCH
-from assets.reporting import PAGE, PREVIEW, materialized
+from assets.progress import logged
+from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import indexed_shards
@@ -38,8 +38,6 @@ _MODEL_SETTINGS = {  # setting -> name in RewardConfig
     "pretrain_steps": "pretrain_steps",
     "train_steps": "steps",
 }
-
-log = logging.getLogger(f"compalign_dagster.{__name__}")
 
 
 @dg.asset(
@@ -105,9 +103,7 @@ def gate_from(settings: Settings) -> Gate:
     return Gate(min_cross_image_auc=settings.min_cross_image_auc)
 
 
-def publish_reward_model(
-    storage: Storage, accelerator: Accelerator, settings: Settings
-) -> tuple[Artifact, bool]:
+def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: Settings) -> tuple[Artifact, bool]:
     """The model of the newest annotations, trained unless it already was."""
     store, config = storage.store, config_from(settings)
     annotations = latest.require(store, keys.COCO_HF_ANNOTATIONS.to_user_string())
@@ -124,16 +120,14 @@ def publish_reward_model(
         from compalign_dagster.reward.training import train
 
         data = training_data(storage, annotations, crawl)
-        trained = train(config, data, device=accelerator.pick(), progress=_log_progress)
+        trained = train(config, data, device=accelerator.pick(), progress=logged(KIND))
         inputs = [annotations.as_input()]
         if crawl:
             inputs.append(latest.require(store, keys.RAW_CRAWL.to_user_string(), FIRST_BATCH).as_input())
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "model")
             save_model(trained.model, folder, metrics=trained.metrics, record=trained.record)
-            files = {
-                path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
-            }
+            files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
             return artifacts.publish(
                 store,
                 KIND,
@@ -153,15 +147,11 @@ def publish_reward_model(
     return latest.reuse_or_make(store, KIND, key, make)
 
 
-def _log_progress(done: int, total: int, what: str) -> None:
-    log.info("reward_model: %s %d of %d", what, done, total)
-
-
 def _views(metrics: dict, record: dict, gate: Gate) -> dict[str, bytes]:
     from compalign_dagster.pages.reward import curves_picture, reward_page
 
     curves = json.loads(json.dumps(record["curves"]))
     return {
         PAGE: reward_page(metrics, curves, claims(metrics, gate)),
-        PREVIEW: curves_picture(curves),
+        PLOT: curves_picture(curves),
     }

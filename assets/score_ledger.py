@@ -86,18 +86,14 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
             }
             for version in versions
         ]
-        promoted_rows = [
-            row for row in ledger.to_pylist() if versions and row["model_version"] == versions[0]
-        ]
+        promoted_rows = [row for row in ledger.to_pylist() if versions and row["model_version"] == versions[0]]
         facts: dict[str, Any] = {
             "rows": ledger.num_rows,
             "live_shards": len(live),
             "batches": len(log),
             "scored": sum(row["scored"] for row in promoted_rows),
             "coverage": by_model,
-            "shards_by_batch": {
-                batch.key: sum(1 for at in live.values() if at == batch.key) for batch in log
-            },
+            "shards_by_batch": {batch.key: sum(1 for at in live.values() if at == batch.key) for batch in log},
         }
         with tempfile.TemporaryDirectory() as folder:
             return artifacts.publish(

@@ -24,9 +24,7 @@ def judgements(storage: Storage) -> dg.AssetCheckResult:
 
     artifact = latest.require(storage.store, keys.COCO_HF_ANNOTATIONS.to_user_string())
     images = parquet.read(artifact.fetch("images.parquet"))
-    splits = pa.TableGroupBy(images, "split").aggregate(
-        [("image_id", "count_distinct"), ("image_id", "count")]
-    )
+    splits = pa.TableGroupBy(images, "split").aggregate([("image_id", "count_distinct"), ("image_id", "count")])
     ranks, covers = seeded_sample(parquet.read(artifact.fetch("ranks.parquet")))
     return validate(
         [
@@ -37,9 +35,7 @@ def judgements(storage: Storage) -> dg.AssetCheckResult:
                 [
                     gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=_SPLITS),
                     gxe.ExpectColumnValuesToBeBetween(column="image_id_count", min_value=1),
-                    gxe.ExpectColumnPairValuesToBeEqual(
-                        column_A="image_id_count", column_B="image_id_count_distinct"
-                    ),
+                    gxe.ExpectColumnPairValuesToBeEqual(column_A="image_id_count", column_B="image_id_count_distinct"),
                 ],
             ),
             (

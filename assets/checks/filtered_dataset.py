@@ -75,7 +75,5 @@ def lineage_verifies(storage: Storage) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not problems,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata={
-            "problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none")
-        },
+        metadata={"problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none")},
     )

@@ -25,14 +25,9 @@ def shards_and_pairs(context: dg.AssetCheckExecutionContext, storage: Storage) -
 
     artifact = latest.require(storage.store, keys.RAW_CRAWL.to_user_string(), context.partition_key)
     shards = parquet.read(artifact.fetch("shards.parquet"))
-    share = [
-        row["quarantined_captions"] / row["captions"] if row["captions"] else 0.0
-        for row in shards.to_pylist()
-    ]
+    share = [row["quarantined_captions"] / row["captions"] if row["captions"] else 0.0 for row in shards.to_pylist()]
     shards = shards.append_column("quarantined_share", [share])
-    pairs, covers = seeded_sample(
-        pairs_of(storage.store, indexed_shards(storage.store, context.partition_key))
-    )
+    pairs, covers = seeded_sample(pairs_of(storage.store, indexed_shards(storage.store, context.partition_key)))
     return validate(
         [
             (
@@ -41,12 +36,8 @@ def shards_and_pairs(context: dg.AssetCheckExecutionContext, storage: Storage) -
                 f"all {shards.num_rows:,} shards",
                 [
                     gxe.ExpectColumnValuesToBeUnique(column="shard"),
-                    gxe.ExpectColumnValuesToBeInSet(
-                        column="status", value_set=["ok", "partial", "unreadable"]
-                    ),
-                    gxe.ExpectColumnValuesToBeBetween(
-                        column="quarantined_share", max_value=_MOST_QUARANTINED
-                    ),
+                    gxe.ExpectColumnValuesToBeInSet(column="status", value_set=["ok", "partial", "unreadable"]),
+                    gxe.ExpectColumnValuesToBeBetween(column="quarantined_share", max_value=_MOST_QUARANTINED),
                     gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
                 ],
             ),

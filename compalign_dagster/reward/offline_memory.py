@@ -23,9 +23,7 @@ class FeatureMemory:
     and vector; a record cut short by a crash or with a wrong checksum is read as absent.
     """
 
-    def __init__(
-        self, name: str, width: int, *, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES
-    ) -> None:
+    def __init__(self, name: str, width: int, *, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
         self.name, self.width, self.folder = name, width, folder
         self.limit = max(1, limit_bytes // (4 * width))
         self.computed = 0  # vectors that were not found
