@@ -16,7 +16,8 @@ import assets, resources, sensors, compalign_dagster
 from compalign_dagster.definitions import defs
 for package in (assets, resources, sensors, compalign_dagster):
     assert package.__file__.startswith(sys.prefix), package.__file__
-import compalign_dagster.pages.render as render
+from compalign_dagster.pages.index import index_page
+assert index_page([]).startswith(b"<!doctype html>"), "the templates are missing"
 assert "torch" not in sys.modules, "loading the code location imported torch"
 print(len(list(defs.resolve_all_asset_specs())), "assets load from the wheel")
 """

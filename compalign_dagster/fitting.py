@@ -51,9 +51,7 @@ def fit(
     """
     given: list[Any] = list(parameters)
     optimiser = torch.optim.AdamW(given, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_share(step, steps, warmup)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_share(step, steps, warmup))
     trained = [value for group in optimiser.param_groups for value in group["params"]]
     curve: list[float] = []
     for step in range(steps):

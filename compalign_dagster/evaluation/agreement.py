@@ -85,21 +85,16 @@ def labeler_agreement(comparisons: pa.Table, *, seed: int = 7) -> dict[str, Any]
     return {
         "ceiling": bootstrap_mean(agreed, code, seed=seed).as_dict(),
         "labelers": {
-            name: bootstrap_mean(agreed[mask], code[mask], seed=seed).as_dict()
-            for name, mask in by_name.items()
+            name: bootstrap_mean(agreed[mask], code[mask], seed=seed).as_dict() for name, mask in by_name.items()
         },
     }
 
 
 def _accuracy(one: np.ndarray, other: np.ndarray, image: np.ndarray, seed: int) -> dict[str, Any]:
-    return bootstrap_over(
-        image, lambda rows: preference_accuracy(one[rows], other[rows]), seed=seed
-    ).as_dict()
+    return bootstrap_over(image, lambda rows: preference_accuracy(one[rows], other[rows]), seed=seed).as_dict()
 
 
-def _tau_b(
-    margin: np.ndarray, tie: np.ndarray, ranking: np.ndarray, image: np.ndarray, seed: int
-) -> dict[str, Any]:
+def _tau_b(margin: np.ndarray, tie: np.ndarray, ranking: np.ndarray, image: np.ndarray, seed: int) -> dict[str, Any]:
     """Mean over rankings (one labeler, one image) of (C - D) / sqrt(untied by people x untied by scorer)."""
     if not len(margin):
         return Estimate(np.nan, np.nan, np.nan, 0).as_dict()
@@ -113,9 +108,7 @@ def _tau_b(
 
 
 def _sides(rows: list[dict]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    return [(row["image_id"], row["better"]) for row in rows], [
-        (row["image_id"], row["worse"]) for row in rows
-    ]
+    return [(row["image_id"], row["better"]) for row in rows], [(row["image_id"], row["worse"]) for row in rows]
 
 
 def _codes(values: list) -> np.ndarray:

@@ -139,9 +139,7 @@ def compare(
     """
     _refuse_small(arms, test)
     right = right_answers(test.captions, test.image_of, len(test.images))
-    work = [
-        (rows, seed) for by_seed in arms.values() for rows, seed in zip(by_seed, config.seeds, strict=True)
-    ]
+    work = [(rows, seed) for by_seed in arms.values() for rows, seed in zip(by_seed, config.seeds, strict=True)]
     trained = _on_cores(
         lambda job: _train_and_rank(train, job[0], test, right, config, job[1]),
         work,
@@ -217,10 +215,14 @@ def _on_cores(run: Callable[[Any], Any], work: Sequence[Any], done: Callable[[in
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting = [pool.submit(run, piece) for piece in work]
         done(0)
-        for count, future in enumerate(as_completed(waiting), start=1):
-            if future.exception() is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-            done(count)
+        try:
+            for count, future in enumerate(as_completed(waiting), start=1):
+                future.result()
+                done(count)
+        except BaseException:
+            for future in waiting:
+                future.cancel()  # what has not begun; the first failure is the one to report
+            raise
         return [future.result() for future in waiting]
 
 

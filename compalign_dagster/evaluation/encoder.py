@@ -47,9 +47,7 @@ class Vocabulary:
 def _terms(caption: str) -> list[str]:
     words = _WORD.findall(caption.lower())
     return [
-        " ".join(words[start : start + size])
-        for size in range(1, _GRAMS + 1)
-        for start in range(len(words) - size + 1)
+        " ".join(words[start : start + size]) for size in range(1, _GRAMS + 1) for start in range(len(words) - size + 1)
     ]
 
 

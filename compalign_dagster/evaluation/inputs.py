@@ -100,28 +100,30 @@ def index_evaluation(shards: Sequence[Shard]) -> tuple[pa.Table, int]:
 def held_out_pairs(pairs: pa.Table, shards: Sequence[Shard], encoders: Encoders) -> tuple[Pairs, int]:
     """Evaluation pairs as `Pairs`, images by content, and how many images were left out: not decodable."""
     by_name = {shard.name: shard for shard in shards}
-    images: dict[str, int] = {}
-    image_of: list[int] = []
-    captions: list[str] = []
+    rows = pairs.to_pylist()
+    first = {row["image_sha256"]: row for row in reversed(rows)}
+    number: dict[str, int] = {}
+    waiting: list[Image.Image] = []
     encoded: list[np.ndarray] = []
-    refused: set[str] = set()
-    for row in pairs.to_pylist():
-        digest = row["image_sha256"]
-        if digest not in images and digest not in refused:
-            shard = by_name[row["shard"]]
-            try:
-                image = decode(read_member(shard, row["image_offset"], row["image_length"]))
-            except ImageRejected:
-                refused.add(digest)
-                continue
-            encoded.append(encoders.images([image]))
-            images[digest] = len(images)
-        if digest in images:
-            image_of.append(images[digest])
-            captions.append(row["caption"])
+    for digest in dict.fromkeys(row["image_sha256"] for row in rows):
+        place = first[digest]
+        shard = by_name[place["shard"]]
+        try:
+            waiting.append(decode(read_member(shard, place["image_offset"], place["image_length"])))
+        except ImageRejected:
+            continue
+        number[digest] = len(number)
+        if len(waiting) == _ENCODED_AT_ONCE:
+            encoded.append(encoders.images(waiting))
+            waiting = []
+    if waiting:
+        encoded.append(encoders.images(waiting))
+    usable = [row for row in rows if row["image_sha256"] in number]
+    captions = [row["caption"] for row in usable]
     arrays = np.concatenate(encoded) if encoded else np.zeros((0, 1), np.float32)
+    image_of = np.array([number[row["image_sha256"]] for row in usable], np.int64)
     texts = None if encoders.captions is None else encoders.captions(captions)
-    return Pairs(arrays, np.array(image_of, np.int64), captions, texts), len(refused)
+    return Pairs(arrays, image_of, captions, texts), len(first) - len(number)
 
 
 def _decoded(shards: Mapping[str, Shard], name: str, offset: int, length: int) -> Image.Image:
@@ -136,9 +138,7 @@ def _decoded(shards: Mapping[str, Shard], name: str, offset: int, length: int) -
         ) from error
 
 
-def _texts(
-    captions: Sequence[str], drawn: np.ndarray, encode: Callable[[Sequence[str]], np.ndarray]
-) -> np.ndarray:
+def _texts(captions: Sequence[str], drawn: np.ndarray, encode: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
     """Features of the drawn captions at their places, zeros elsewhere; each text is encoded once."""
     distinct = sorted({captions[row] for row in drawn})
     features = encode(distinct)

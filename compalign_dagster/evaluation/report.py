@@ -111,13 +111,9 @@ def retrieval(
         "judged": judged.images["image_id"].to_pylist(),
     }
     leakage = remove_leaked(found, others)
-    encoders = (
-        inputs.pixel_encoders(config.image_px) if config.images == "pixels" else inputs.frozen_encoders()
-    )
+    encoders = inputs.pixel_encoders(config.image_px) if config.images == "pixels" else inputs.frozen_encoders()
     test, undecodable = inputs.held_out_pairs(leakage.clean, evaluation, encoders)
-    train = inputs.training_pairs(
-        table, drawn_rows(arms, config), filtered.shards, encoders, progress=progress
-    )
+    train = inputs.training_pairs(table, drawn_rows(arms, config), filtered.shards, encoders, progress=progress)
     facts = {
         "leaked_images": leakage.counts(),
         "evaluation_pairs": found.num_rows,
@@ -139,7 +135,5 @@ def _notes(downstream: Mapping[str, Any], leakage: Mapping[str, Any]) -> list[st
     if "cosine" not in downstream["arms"]:
         notes.append("No cosine-filtered set: the model in use gives no cosine for some pairs.")
     if leakage["removed_pairs"]:
-        notes.append(
-            f"{leakage['removed_pairs']} evaluation pairs were left out: their images were trained on."
-        )
+        notes.append(f"{leakage['removed_pairs']} evaluation pairs were left out: their images were trained on.")
     return notes

@@ -94,16 +94,12 @@ def _artifact_of(source: Input, store: Store) -> Artifact | None:
         return None
 
 
-def _problems_of_link(
-    link: Link, store: Store, outside: Callable[[Input], str | None] | None
-) -> Iterator[str]:
+def _problems_of_link(link: Link, store: Store, outside: Callable[[Input], str | None] | None) -> Iterator[str]:
     source = link.source
     where = f"{source.kind} {source.key}, input of {link.target}"
     if link.artifact is not None:
         if link.artifact.data_version != source.data_version:
-            yield (
-                f"{where}: data version is {link.artifact.data_version}, but {source.data_version} was used"
-            )
+            yield (f"{where}: data version is {link.artifact.data_version}, but {source.data_version} was used")
         if link.artifact.kind != source.kind:
             yield f"{where}: the artifact there is a {link.artifact.kind}"
         return

@@ -144,6 +144,8 @@ class BlipReward(RewardModel):
         return super().parameter_groups(frozen_share)
 
     def token_counts(self, captions: Sequence[str]) -> list[int]:
+        if not len(captions):
+            return []
         return [len(ids) for ids in self.tokenizer(list(captions), verbose=False)["input_ids"]]
 
     def provenance(self) -> dict[str, Any]:
@@ -153,9 +155,7 @@ class BlipReward(RewardModel):
         self.blip.save_pretrained(folder / "blip", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("blip.")}
-        save_file(
-            {name: value.contiguous().cpu() for name, value in own.items()}, folder / "head.safetensors"
-        )
+        save_file({name: value.contiguous().cpu() for name, value in own.items()}, folder / "head.safetensors")
         (folder / _PREPROCESSING).write_text(json.dumps(self.preprocessing, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -178,9 +178,7 @@ class BlipReward(RewardModel):
 
     def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         limit = min(self.config.max_caption_tokens, self._text_config.max_position_embeddings)
-        encoded = self.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        )
+        encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
     def _fused(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:

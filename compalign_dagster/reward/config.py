@@ -23,17 +23,17 @@ class RewardConfig:
     # shape; read only where the backbone is built from scratch
     image_size: int = 64  # px, square
     patch_size: int = 16  # px
-    hidden_size: int = 128
-    vision_layers: int = 3
-    text_layers: int = 3
-    heads: int = 4
+    hidden_size: int = 96
+    vision_layers: int = 2
+    text_layers: int = 2
+    heads: int = 3
     dropout: float = 0.0  # of the text encoder's states
     joint_size: int = 64  # width of the joint space of the contrastive cosine
     vocabulary_size: int = 2000
     max_caption_tokens: int = 40
     # stage 0: the joint space, from crawl pairs without human labels
     pretrain_steps: int = 0
-    pretrain_batch: int = 128  # pairs
+    pretrain_batch: int = 64  # pairs
     pretrain_lr: float = 1e-3
     near_misses: bool = False  # captions with one word changed are among the negatives of matching
     # stage 1: rewards, from human comparisons and cross-image anchors
@@ -56,7 +56,15 @@ class RewardConfig:
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "blip-tiny": {"pretrain_steps": 400, "near_misses": True},
+    # Small batches: a net this small, from scratch, learns more from many updates than from large ones.
+    "blip-tiny": {
+        "pretrain_steps": 1200,
+        "pretrain_batch": 16,
+        "near_misses": True,
+        "batch_images": 16,
+        "steps": 200,
+        "joint_weight": 0.5,
+    },
     # ImageReward: 70 % frozen, lr 1e-5, cosine; 35 tokens there is too short for web captions.
     "blip": {
         "image_size": 224,

@@ -20,9 +20,7 @@ _BATCH_IMAGES = 32
 _NEIGHBOURS = 5  # mismatched captions for each image of the cross-image figure
 
 
-def held_out_metrics(
-    model: RewardModel, images: ImageLoader, split: list[JudgedImage], *, seed: int
-) -> dict[str, Any]:
+def held_out_metrics(model: RewardModel, images: ImageLoader, split: list[JudgedImage], *, seed: int) -> dict[str, Any]:
     """Preference accuracy and cross-image AUC on `split`, for the reward and the baselines; JSON values.
 
     An estimate is `{value, low, high, n}` with a 95 % bootstrap interval over images, or
@@ -43,8 +41,7 @@ def held_out_metrics(
         "reward_std": float(rewards.std()) if len(rewards) else None,
         "test_images": len(split),
         "baselines": {
-            name: {"preference_accuracy": agreement[name], "cross_image_auc": across[name]}
-            for name in BASELINES
+            name: {"preference_accuracy": agreement[name], "cross_image_auc": across[name]} for name in BASELINES
         },
     }
 

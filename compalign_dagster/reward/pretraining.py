@@ -28,9 +28,7 @@ def crawl_pairs(data: TrainingData, *, limit: int, seed: int) -> tuple[list[Craw
 
     Pairs whose image was judged and lies outside the training split are never seen in training.
     """
-    held = data.images.filter(pc.not_equal(data.images["split"], pa.scalar("train")))[
-        "image_id"
-    ].combine_chunks()
+    held = data.images.filter(pc.not_equal(data.images["split"], pa.scalar("train")))["image_id"].combine_chunks()
     table = data.crawl.select(["shard", "image_offset", "image_length", "caption", "image_sha256"])
     free: np.ndarray = np.flatnonzero(~pc.is_in(table["image_sha256"], value_set=held).to_numpy())
     held_back = len(table) - len(free)
@@ -45,9 +43,7 @@ def crawl_pairs(data: TrainingData, *, limit: int, seed: int) -> tuple[list[Craw
 class JointLoss:
     """Callable without arguments: the joint loss of the next batch of crawl pairs."""
 
-    def __init__(
-        self, model: RewardModel, images: ImageLoader, pairs: list[CrawlPair], batch: int, seed: int
-    ) -> None:
+    def __init__(self, model: RewardModel, images: ImageLoader, pairs: list[CrawlPair], batch: int, seed: int) -> None:
         self.model, self.images, self.pairs = model, images, pairs
         self.rng = np.random.default_rng(seed)
         self.order = epochs(len(pairs), batch, self.rng)

@@ -1,27 +1,46 @@
 """A WordPiece tokenizer learned from captions, for backbones trained from scratch.
 
-The vocabulary depends on the captions alone (most frequent first, ties by spelling), never on
-training order. Nothing here reads files; pretrained tokenizers come with their backbone.
+The vocabulary depends on the captions alone: their order does not matter and equal captions give
+equal ids. Nothing here reads files; pretrained tokenizers come with their backbone.
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MOST_CAPTIONS = 200_000
+_MOST_CHARACTERS = 500  # of the alphabet; rarer ones are unknown
+_MOST_OF_A_CAPTION = 2000  # characters: one huge caption must not shape the vocabulary or the time
 
 
 def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int) -> Any:
-    """A BERT tokenizer (lower-casing WordPiece) with at most `vocabulary_size` pieces."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    """A BERT tokenizer (lower-casing WordPiece) with about `vocabulary_size` pieces."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    texts = [normalizer.normalize_str(text[:_MOST_OF_A_CAPTION]) for text in islice(captions, _MOST_CAPTIONS)]
+    alphabet = _alphabet(texts)
+    rare = {ord(character): " " for text in texts for character in set(text) - alphabet}
     learner = Tokenizer(models.WordPiece(unk_token=SPECIAL[1]))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    learner.decoder = decoders.WordPiece()
+    # Left alone, the trainer numbers inner characters as it meets them in a hash map, differently each
+    # time, and breaks ties by those numbers. Named beforehand, they have fixed ones.
+    named = [*SPECIAL, *(f"##{character}" for character in sorted(alphabet))]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size, special_tokens=list(SPECIAL), show_progress=False, min_frequency=2
+        vocab_size=max(vocabulary_size, len(named) + len(alphabet)),
+        special_tokens=named,
+        show_progress=False,
+        min_frequency=2,
     )
-    # One caption of a million characters must not shape the vocabulary or the time this takes.
-    learner.train_from_iterator((text[:2000] for text in captions), trainer)
+    learner.train_from_iterator((text.translate(rare) for text in texts), trainer)
     return BertTokenizer(vocab=learner.get_vocab(), do_lower_case=True)
+
+
+def _alphabet(texts: Iterable[str]) -> set[str]:
+    """The commonest characters, ties by code point, without spaces."""
+    counts = Counter(character for text in texts for character in text if not character.isspace())
+    commonest = sorted(counts, key=lambda character: (-counts[character], character))
+    return set(commonest[:_MOST_CHARACTERS])

@@ -82,7 +82,6 @@ def train(
         usable = images.usable((place for place, _ in pairs), progress, "crawl images")
         pairs = [pair for pair in pairs if pair[0] in usable]
         counts["crawl_pairs"] = len(pairs)
-        counts["crawl_captions_over_long"] = over_long(model, [caption for _, caption in pairs])
         if not pairs:
             raise InputError(
                 "pre-training",
@@ -90,6 +89,7 @@ def train(
                 found="none",
                 remedy="Give shards, or set pretrain_steps 0.",
             )
+        counts["crawl_captions_over_long"] = over_long(model, [caption for _, caption in pairs])
         joint = JointLoss(model, images, pairs, config.pretrain_batch, config.seed)
         curves["pretrain"] = pretrain(model, joint, progress=progress)
     counts["judged_captions_over_long"] = over_long(

@@ -113,9 +113,7 @@ def score_shard(
             remedy="This is a fault of the program; please report it.",
         )
     seconds = time.monotonic() - started
-    logger.info(
-        "scored %d pairs of %s in %.1f s, %d quarantined", len(scores), shard.name, seconds, len(quarantine)
-    )
+    logger.info("scored %d pairs of %s in %.1f s, %d quarantined", len(scores), shard.name, seconds, len(quarantine))
     return ShardScores(scores, quarantine, seconds, over_long)
 
 
@@ -167,9 +165,7 @@ def _score(
     return np.concatenate(found)
 
 
-def _scores(
-    pairs: pa.Table, found: np.ndarray, refused: dict[int, tuple[str, str]], model_version: str
-) -> pa.Table:
+def _scores(pairs: pa.Table, found: np.ndarray, refused: dict[int, tuple[str, str]], model_version: str) -> pa.Table:
     kept = np.array([row for row in range(len(pairs)) if row not in refused], np.int64)
     table = pairs.take(kept)
     figures: dict[str, pa.Array] = {

@@ -32,9 +32,7 @@ class FilteredDataset:
     facts: dict[str, Any]  # JSON values, see `summary`
 
 
-def build(
-    decided: pl.DataFrame, pairs: Sequence[Path], policy: Policy, *, quarantined: int = 0
-) -> FilteredDataset:
+def build(decided: pl.DataFrame, pairs: Sequence[Path], policy: Policy, *, quarantined: int = 0) -> FilteredDataset:
     """The dataset that a decision makes of the indexed `pairs`.
 
     `decided` comes from `select.decide`; `pairs` are the index tables of the scored shards, and

@@ -20,9 +20,7 @@ from compalign_dagster.versions import canonical_json
 _SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif"}
 
 
-def reshard(
-    kept: pa.Table, shards: Mapping[str, Shard], out_dir: Path, per_shard: int = 10_000
-) -> list[Path]:
+def reshard(kept: pa.Table, shards: Mapping[str, Shard], out_dir: Path, per_shard: int = 10_000) -> list[Path]:
     """Write `out_dir/00000.tar` and so on, `per_shard` images each, in the order of `kept`; return the paths.
 
     `kept` follows `tables.KEPT` in reading order; `shards` maps its shard names to where they lie. A sample

@@ -43,9 +43,7 @@ def read_scores(scores: Sequence[Path], extra: Sequence[str] = ()) -> pl.DataFra
     finite, rewards of more than one model, and an occurrence that is scored twice.
     """
     if not scores:
-        raise InputError(
-            "scores", expected="at least one file", found="none", remedy="Score some shards first."
-        )
+        raise InputError("scores", expected="at least one file", found="none", remedy="Score some shards first.")
     paths = sorted({path.absolute() for path in scores})
     frames = [_read(path, extra) for path in paths]
     _refuse_second_model(paths, frames)
@@ -65,9 +63,7 @@ def read_scores(scores: Sequence[Path], extra: Sequence[str] = ()) -> pl.DataFra
 def choose(frame: pl.DataFrame, policy: Policy) -> pl.DataFrame:
     """The decision on scores as `read_scores` returns them. Exactly k of each budget are kept."""
     budgets = list(policy.per_corpus)
-    frame = frame.with_columns(
-        budget=pl.when(pl.col("corpus").is_in(budgets)).then("corpus").otherwise(pl.lit(REST))
-    )
+    frame = frame.with_columns(budget=pl.when(pl.col("corpus").is_in(budgets)).then("corpus").otherwise(pl.lit(REST)))
     sizes = dict(frame.group_by("budget").len().iter_rows())
     counts = {budget: keep_count(policy.fraction_of(budget), n) for budget, n in sizes.items()}
     ranked = ranked_by(frame, "reward").with_columns(

@@ -46,9 +46,7 @@ def test_a_scorer_agrees_where_it_prefers_what_people_prefer():
         {"reward": scores(ia=3, ib=1, ic=1, ja=0, jb=1), "cosine": scores(ia=0, ib=1, ic=0, ja=0, jb=1)},
     )
     assert found["reward"]["preference_accuracy"]["value"] == 1
-    assert found["cosine"]["preference_accuracy"]["value"] == pytest.approx(
-        1 / 3
-    )  # its tie of a and c is wrong
+    assert found["cosine"]["preference_accuracy"]["value"] == pytest.approx(1 / 3)  # its tie of a and c is wrong
     assert found["reward"]["preference_accuracy"]["n"] == 3  # the labeler's tie is no preference
 
 
@@ -73,9 +71,7 @@ def test_the_gain_over_a_baseline_is_paired():
 
 
 def test_a_scorer_that_lacks_scores_is_left_out():
-    found = agreement(
-        ROWS, TEXTS, {"itm": scores(ia=1, ib=math.nan, ic=0, ja=0, jb=0), "cosine": scores(ia=1)}
-    )
+    found = agreement(ROWS, TEXTS, {"itm": scores(ia=1, ib=math.nan, ic=0, ja=0, jb=0), "cosine": scores(ia=1)})
     assert list(found) == ["caption_length"]
 
 
@@ -88,9 +84,9 @@ def test_no_judgements_give_figures_of_nothing():
 
 def test_the_ceiling_is_how_often_two_labelers_prefer_the_same():
     rows = comparisons(
-        comparison("i", "a", "b", "one"), comparison("i", "a", "b", "two"), comparison("i", "b", "a", "three"),
-        comparison("j", "a", "b", "one"), comparison("j", "a", "b", "two", tie=True),
-        comparison("k", "a", "b", "one"), comparison("k", "a", "b", "two"),
+        comparison("i", "a", "b", "one"), comparison("i", "a", "b", "two"),
+        comparison("i", "b", "a", "three"), comparison("j", "a", "b", "one"),
+        comparison("j", "a", "b", "two", tie=True), comparison("k", "a", "b", "one"), comparison("k", "a", "b", "two"),
     )  # fmt: skip
     found = labeler_agreement(rows)
     assert found["ceiling"]["value"] == pytest.approx(2 / 4)

@@ -102,10 +102,9 @@ def test_a_cleaner_set_retrieves_better_at_equal_compute(noisy):
     train, arms, test = noisy
     report = compare(train, arms, test, TINY)
     json.dumps(report, allow_nan=False)
-    recall = {name: arm["image_to_text"]["r10"]["value"] for name, arm in report["arms"].items()}
-    assert recall["reward"] > recall["random"]
-    assert recall["reward"] > 0.5
-    assert report["minus"]["random"]["image_to_text"]["r10"]["low"] > 0
+    recall = {name: arm["image_to_text"]["r1"]["value"] for name, arm in report["arms"].items()}
+    assert recall["reward"] > max(recall["random"], recall["everything"], 0.5)
+    assert report["minus"]["random"]["image_to_text"]["r1"]["low"] > 0
     assert "cosine" not in report["minus"]
     assert report["arms"]["random"]["pairs"] == 100
 
@@ -132,9 +131,7 @@ def test_pixels_and_words_learn_which_colour_is_meant():
     test = Pairs(images[160:], np.arange(40), captions[160:])
     config = DownstreamConfig(steps=30, batch=16, lr=0.01, seeds=(0,), image_px=32)
     report = compare(train, {"reward": [np.arange(160)]}, test, config)
-    assert (
-        report["arms"]["reward"]["image_to_text"]["r1"]["value"] > 0.9
-    )  # captions that read the same are right
+    assert report["arms"]["reward"]["image_to_text"]["r1"]["value"] > 0.9  # captions that read the same are right
 
 
 def test_too_little_to_train_or_test_is_named(noisy):
@@ -145,7 +142,8 @@ def test_too_little_to_train_or_test_is_named(noisy):
         compare(train, arms, Pairs(test.images[:1], np.zeros(1, np.int64), ["0"], test.texts[:1]), TINY)
 
 
-def test_a_failure_of_one_training_is_not_swallowed(noisy):
+@pytest.mark.timeout(60)
+def test_a_failure_of_one_training_ends_the_comparison_with_its_reason(noisy):
     train, arms, test = noisy
     train.images[5] = np.nan
     with pytest.raises(Exception, match="finite loss"):

@@ -66,7 +66,7 @@ def test_the_pointwise_anchor_pins_zero():
     rewards = torch.zeros(len(batch.captions))
     rewards[batch.top] = 2.0
     rewards[batch.mismatched] = -2.0
-    assert float(anchor_loss(rewards + 5, batch)) > float(anchor_loss(rewards, batch)) + 1
+    assert float(anchor_loss(rewards + 5, batch)) > float(anchor_loss(rewards, batch)) + 0.5
 
 
 def test_spread_of_a_constant_is_nothing():

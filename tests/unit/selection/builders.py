@@ -44,9 +44,7 @@ def write_pairs(path: Path, rows: list[dict]) -> Path:
         "corpus",
     ]
     schema = {
-        name: {"caption_index": pl.Int32, "image_offset": pl.Int64, "image_length": pl.Int64}.get(
-            name, pl.String
-        )
+        name: {"caption_index": pl.Int32, "image_offset": pl.Int64, "image_length": pl.Int64}.get(name, pl.String)
         for name in columns
     }
     pl.DataFrame([{name: row[name] for name in columns} for row in rows], schema=schema).write_parquet(path)
@@ -55,7 +53,5 @@ def write_pairs(path: Path, rows: list[dict]) -> Path:
 
 def frame(rows: list[dict]) -> pl.DataFrame:
     columns = ["pair_id", "shard", "key", "caption_index", "corpus", "reward", "model_version"]
-    schema = {
-        name: {"caption_index": pl.Int32, "reward": pl.Float64}.get(name, pl.String) for name in columns
-    }
+    schema = {name: {"caption_index": pl.Int32, "reward": pl.Float64}.get(name, pl.String) for name in columns}
     return pl.DataFrame([{name: row[name] for name in columns} for row in rows], schema=schema)

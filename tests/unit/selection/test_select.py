@@ -63,8 +63,7 @@ def test_the_order_and_the_batching_of_the_scores_do_not_matter(rewards, fractio
 def test_a_larger_fraction_keeps_all_that_a_smaller_one_keeps(rewards, one, other):
     rows = frame(rows_of(rewards))
     small, large = (
-        set(choose(rows, Policy(keep_fraction=f"{n / 20}")).filter("kept")["pair_id"])
-        for n in sorted((one, other))
+        set(choose(rows, Policy(keep_fraction=f"{n / 20}")).filter("kept")["pair_id"]) for n in sorted((one, other))
     )
     assert small <= large
 
