@@ -40,9 +40,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
 ]
 
 
-def build_defs(
-    *, settings: Settings | None = None, resources: dict[str, Any] | None = None
-) -> dg.Definitions:
+def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | None = None) -> dg.Definitions:
     """The definitions under these settings, with some resources replaced."""
     settings = settings or load()
     return dg.Definitions(

@@ -109,9 +109,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     except ImageRejected:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageRejected(
-            "image_too_large", f"expected at most {max_pixels} pixels, found: {error}"
-        ) from error
+        raise ImageRejected("image_too_large", f"expected at most {max_pixels} pixels, found: {error}") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Exception as error:  # codecs raise anything on hostile bytes; the caller gets all of it
@@ -123,9 +121,7 @@ def _unidentified(data: bytes) -> ImageRejected:
     for offset, magic, name in _OTHERS:
         if data[offset : offset + len(magic)] == magic:
             return ImageRejected("image_format_unsupported", f"expected {supported}, found {name}")
-    return ImageRejected(
-        "image_undecodable", f"expected {supported}, found {len(data)} bytes starting {data[:8]!r}"
-    )
+    return ImageRejected("image_undecodable", f"expected {supported}, found {len(data)} bytes starting {data[:8]!r}")
 
 
 def _undecodable(data: bytes, error: Exception) -> ImageRejected:
@@ -133,9 +129,7 @@ def _undecodable(data: bytes, error: Exception) -> ImageRejected:
     short_riff = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     if short_riff or isinstance(error, EOFError) or any(word in text for word in _TRUNCATED_WORDS):
         return ImageRejected("image_truncated", f"expected a whole image, found {len(data)} bytes: {error}")
-    return ImageRejected(
-        "image_undecodable", f"expected a whole image, found {type(error).__name__}: {error}"
-    )
+    return ImageRejected("image_undecodable", f"expected a whole image, found {type(error).__name__}: {error}")
 
 
 def _orientation(image: Image.Image) -> int:

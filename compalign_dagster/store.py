@@ -143,9 +143,7 @@ class BucketStore:
 
         self.url = url.rstrip("/")
         self._store = from_url(self.url)
-        self._cache = (
-            Path(tempfile.gettempdir()) / "compalign-fetch" / uuid.uuid5(uuid.NAMESPACE_URL, self.url).hex
-        )
+        self._cache = Path(tempfile.gettempdir()) / "compalign-fetch" / uuid.uuid5(uuid.NAMESPACE_URL, self.url).hex
 
     def exists(self, key: str) -> bool:
         try:

@@ -16,9 +16,7 @@ class Accelerator(dg.ConfigurableResource):
     @classmethod
     def from_settings(cls, settings: Settings) -> "Accelerator":
         """The accelerator that the settings name."""
-        return cls(
-            device=settings.device, precision=settings.precision, batch_images=settings.score_batch_images
-        )
+        return cls(device=settings.device, precision=settings.precision, batch_images=settings.score_batch_images)
 
     def pick(self) -> str:
         """The device this step uses; an error where an explicit one is missing."""

@@ -44,9 +44,7 @@ def automated(
 ) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The same assets with the conditions under which they run by themselves."""
     return list(
-        dg.map_asset_specs(
-            lambda spec: spec.replace_attributes(automation_condition=CONDITIONS.get(spec.key)), assets
-        )
+        dg.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=CONDITIONS.get(spec.key)), assets)
     )
 
 

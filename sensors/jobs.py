@@ -18,9 +18,7 @@ from sensors.landing import landed_event
 
 
 @dg.op(description="Seal what lies in the landing folder now into batches, and tell Dagster of them.")
-def seal_landed_shards(
-    context: dg.OpExecutionContext, storage: Storage, settings: dg.ResourceParam[Settings]
-) -> None:
+def seal_landed_shards(context: dg.OpExecutionContext, storage: Storage, settings: dg.ResourceParam[Settings]) -> None:
     """Seal everything that lies there, however new: the person who starts this says it is complete."""
     sealed = seal(
         storage.store,
@@ -32,9 +30,7 @@ def seal_landed_shards(
     for batch in sealed:
         context.log_event(landed_event(batch))
     context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in sealed])
-    context.log.info(
-        f"{len(sealed)} batches sealed: {', '.join(batch.key for batch in sealed) or 'nothing new'}"
-    )
+    context.log.info(f"{len(sealed)} batches sealed: {', '.join(batch.key for batch in sealed) or 'nothing new'}")
 
 
 @dg.job(description="Seal what lies in the landing folder now as a new batch (a partition).")

@@ -97,9 +97,7 @@ def problems_in(annotations: Annotations) -> list[str]:
         problems.append(f"{annotations.lines} lines read, but {annotations.used} used and {refused} rejected")
     ids = annotations.images["image_id"].to_pylist()
     if len(set(ids)) != len(ids):
-        problems.append(
-            f"{len(ids) - len(set(ids))} images are listed more than once, so could be in two splits"
-        )
+        problems.append(f"{len(ids) - len(set(ids))} images are listed more than once, so could be in two splits")
     captions = list(_pairs(annotations.captions, "caption_id"))
     known = set(captions)
     if len(known) != len(captions):
@@ -219,9 +217,7 @@ def _nothing_usable(refused: Sequence[Rejection]) -> InputError:
         found = "no line at all"
     else:
         first = refused[0]
-        found = (
-            f"{len(refused)} rejected; the first, {first.file}:{first.line}: {first.reason} ({first.detail})"
-        )
+        found = f"{len(refused)} rejected; the first, {first.file}:{first.line}: {first.reason} ({first.detail})"
     return InputError(
         "annotations",
         expected="at least one usable line of judgements",

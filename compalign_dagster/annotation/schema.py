@@ -84,9 +84,7 @@ class Judgement(_Strict):
         ranked = Counter(caption for place in self.ranking for caption in place)
         for caption, times in ranked.items():
             if times > 1:
-                raise PydanticCustomError(
-                    "caption_ranked_twice", "caption {id} is ranked twice", {"id": repr(caption)}
-                )
+                raise PydanticCustomError("caption_ranked_twice", "caption {id} is ranked twice", {"id": repr(caption)})
         if not ranked and not self.ratings:
             raise PydanticCustomError("judgement_empty", "has neither a ranking nor ratings")
         return self
@@ -104,9 +102,7 @@ class JudgedImage(_Strict):
         known: set[str] = set()
         for caption in self.captions:
             if caption.id in known:
-                raise PydanticCustomError(
-                    "caption_twice", "caption {id} is given twice", {"id": repr(caption.id)}
-                )
+                raise PydanticCustomError("caption_twice", "caption {id} is given twice", {"id": repr(caption.id)})
             known.add(caption.id)
         labelers: set[str] = set()
         for judgement in self.judgements:

@@ -57,9 +57,7 @@ def mean_rank_of_source(annotations: Annotations) -> dict[str, float]:
 
 def mean_rating_of_labeler(ranks: pa.Table) -> dict[str, dict[str, float | None]]:
     """Each labeler's mean rating per criterion, so that a severe one shows; None where not asked."""
-    means = pa.TableGroupBy(ranks, "labeler", use_threads=False).aggregate(
-        [(name, "mean") for name in CRITERIA]
-    )
+    means = pa.TableGroupBy(ranks, "labeler", use_threads=False).aggregate([(name, "mean") for name in CRITERIA])
     return {
         row["labeler"]: {name: _rounded(row[f"{name}_mean"]) for name in CRITERIA}
         for row in sorted(means.to_pylist(), key=lambda row: row["labeler"])

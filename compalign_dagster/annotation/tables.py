@@ -37,9 +37,7 @@ RANKS = pa.schema(
         column("image_id", pa.string(), "the judged image"),
         column("labeler", pa.string(), "who judged"),
         column("caption_id", pa.string(), "which caption"),
-        column(
-            "rank", pa.int32(), "place in the labeler's ranking, 1 is best; equal is a tie", nullable=True
-        ),
+        column("rank", pa.int32(), "place in the labeler's ranking, 1 is best; equal is a tie", nullable=True),
         column("accuracy", pa.float32(), "is what it says right? 1 to 5", nullable=True),
         column("completeness", pa.float32(), "does it say what matters? 1 to 5", nullable=True),
         column("vividness", pa.float32(), "does it say so in specific words? 1 to 5", nullable=True),

@@ -99,9 +99,7 @@ def _backbone(settings: Settings) -> Iterator[Finding]:
 def _pretrained(settings: Settings) -> Finding:
     model = settings.model
     if model is None:
-        return Finding(
-            "backbone", "blip without a model", "Set COMPALIGN_MODEL to a local folder or a hub id."
-        )
+        return Finding("backbone", "blip without a model", "Set COMPALIGN_MODEL to a local folder or a hub id.")
     if Path(model).is_dir():
         return Finding("backbone", f"local folder {model}")
     if settings.revision is None:

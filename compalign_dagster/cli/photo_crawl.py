@@ -14,9 +14,7 @@ import click
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder for the crawl.")
 @click.option("--seed", default=7, show_default=True, help="Decides which captions are spoiled, and by what.")
-@click.option(
-    "--spoiled", default=0.7, show_default=True, type=float, help="Share of the captions to spoil, 0 to 1."
-)
+@click.option("--spoiled", default=0.7, show_default=True, type=float, help="Share of the captions to spoil, 0 to 1.")
 @click.option("--images", type=int, help="Take only so many of the 6,000 photos.")
 def photo_crawl(datapack: Path, out: Path, seed: int, spoiled: float, images: int | None) -> None:
     r"""Make a noisy crawl from the data pack's train photos, with real human judgements beside it.
@@ -33,9 +31,7 @@ def photo_crawl(datapack: Path, out: Path, seed: int, spoiled: float, images: in
 
     summary = write_photo_crawl(datapack, out, seed=seed, spoiled=spoiled, images=images)
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["captions_by_kind"].items())
-    click.echo(
-        f"{summary['images']} photos, {summary['captions']} captions ({kinds}) in {summary['shards']} shards"
-    )
+    click.echo(f"{summary['images']} photos, {summary['captions']} captions ({kinds}) in {summary['shards']} shards")
     click.echo(f"landing: {out / 'landing'}")
     click.echo(f"labels: {out / 'labels'} ({summary['judged_images']['expert']} judged photos)")
     click.echo(f"evaluation: {out / 'evaluation'}")

@@ -82,9 +82,7 @@ def from_json(data: bytes, budget: int, most: int) -> Sidecar:
         found = type(listed).__name__
         raise MalformedError(Reason.JSON_MALFORMED, f"expected `captions` to be a list, found {found}")
     if len(listed) > most:
-        raise MalformedError(
-            Reason.CAPTIONS_TOO_MANY, f"expected at most {most} captions, found {len(listed)}"
-        )
+        raise MalformedError(Reason.CAPTIONS_TOO_MANY, f"expected at most {most} captions, found {len(listed)}")
     single = value.get("caption")
     return Sidecar(
         listed=tuple(_from_value(entry, budget) for entry in listed),

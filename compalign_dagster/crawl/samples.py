@@ -116,9 +116,7 @@ class Sorted:
         elif role == "image" and (sample.image is not None or sample.image_refused):
             self.refuse(key, place, Reason.IMAGE_EXTRA, f"expected one image of {key!r}, found another")
         elif member.kind != "file":
-            self._refuse_of(
-                sample, role, place, Reason.MEMBER_NOT_A_FILE, "expected a file, found a link or the like"
-            )
+            self._refuse_of(sample, role, place, Reason.MEMBER_NOT_A_FILE, "expected a file, found a link or the like")
         elif member.size > limit:
             detail = f"expected at most {limit} bytes, found {member.size}"
             if role == "txt":

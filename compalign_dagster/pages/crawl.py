@@ -13,9 +13,7 @@ _SUMMED = (
 )  # fmt: skip
 
 
-def crawl_page(
-    summary: Mapping[str, Any], cards: Sequence[Card], quarantine: Sequence[Mapping[str, Any]]
-) -> bytes:
+def crawl_page(summary: Mapping[str, Any], cards: Sequence[Card], quarantine: Sequence[Mapping[str, Any]]) -> bytes:
     """The page of one batch.
 
     `summary`: `batch`, `shards` (rows of the SHARDS table), `quarantined_by_reason` (counts), optionally
@@ -37,7 +35,6 @@ def crawl_page(
         refused=sum(reasons.values()),
         gallery=gallery(cards),
         quarantine=[
-            {**row, "detail": readable(row.get("detail") or "", 200)}
-            for row in quarantine[:_QUARANTINE_SHOWN]
+            {**row, "detail": readable(row.get("detail") or "", 200)} for row in quarantine[:_QUARANTINE_SHOWN]
         ],
     )

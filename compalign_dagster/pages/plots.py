@@ -84,9 +84,7 @@ def draw_png(draw: Callable[["Figure"], None], *, width: float = 7.0, height: fl
     return out.getvalue()
 
 
-def _save(
-    draw: Callable[["Figure"], None], width: float, height: float, out: Any, kind: str, **options: Any
-) -> None:
+def _save(draw: Callable[["Figure"], None], width: float, height: float, out: Any, kind: str, **options: Any) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

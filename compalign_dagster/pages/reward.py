@@ -19,9 +19,7 @@ _LOSS_LABEL = {
 Curves = dict[str, list[tuple[float, float]]]
 
 
-def reward_page(
-    metrics: Mapping[str, Any], curves: Mapping[str, Any], gate: Sequence[tuple[str, bool, str]]
-) -> bytes:
+def reward_page(metrics: Mapping[str, Any], curves: Mapping[str, Any], gate: Sequence[tuple[str, bool, str]]) -> bytes:
     """The page of one model.
 
     `metrics`: figures `{value, low, high, n}`, plain numbers, and `baselines` (scorer -> figures).

@@ -35,21 +35,15 @@ def agreement(figures: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{said}the reward is {outcome(reward, rival, difference)}."
 
 
-def downstream(
-    arms: Mapping[str, Mapping[str, Any]], minus: Mapping[str, Mapping[str, Any]] | None = None
-) -> str:
+def downstream(arms: Mapping[str, Mapping[str, Any]], minus: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Sentences on training with the reward-filtered subset against each other training set, at R@1.
 
     `minus`: training set -> direction -> `r1` -> estimate of the reward-filtered subset's lead over it.
     """
-    ours = {
-        direction: found for direction in _DIRECTIONS if (found := _r1(arms, "reward", direction)) is not None
-    }
+    ours = {direction: found for direction in _DIRECTIONS if (found := _r1(arms, "reward", direction)) is not None}
     if not ours:
         return "Training on the subsets was not measured."
-    figures = " and ".join(
-        f"{100 * found['value']:.1f} % from {_DIRECTIONS[name]}" for name, found in ours.items()
-    )
+    figures = " and ".join(f"{100 * found['value']:.1f} % from {_DIRECTIONS[name]}" for name, found in ours.items())
     against = []
     for name, title in _RIVALS.items():
         outcomes: dict[str, list[str]] = {}
@@ -71,9 +65,7 @@ def _in_words(outcomes: Mapping[str, list[str]]) -> str:
     return ", ".join(f"{name} from {directions[0]}" for name, directions in outcomes.items())
 
 
-def outcome(
-    ours: Mapping[str, Any], rival: Mapping[str, Any], difference: Mapping[str, Any] | None = None
-) -> str:
+def outcome(ours: Mapping[str, Any], rival: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:
     """How two figures stand to each other: by the interval of their difference where there is one.
 
     Else by whether their intervals overlap, which sees less. Neither is a proof of equality, and none
@@ -101,9 +93,7 @@ def share(estimate: Mapping[str, Any]) -> str:
 
 def measured(estimate: Mapping[str, Any] | None) -> bool:
     """Whether an estimate has a value and an interval."""
-    return estimate is not None and all(
-        estimate.get(name) is not None for name in ("value", "low", "high", "n")
-    )
+    return estimate is not None and all(estimate.get(name) is not None for name in ("value", "low", "high", "n"))
 
 
 def _r1(arms: Mapping[str, Mapping[str, Any]], arm: str, direction: str) -> Mapping[str, Any] | None:

@@ -98,9 +98,7 @@ def _write(
 def _check_sizes(arguments: dict[str, int]) -> None:
     for name, value in arguments.items():
         if name != "seed" and value < 1:
-            raise InputError(
-                f"{name} of the sample", expected="at least 1", found=str(value), remedy="Ask for more."
-            )
+            raise InputError(f"{name} of the sample", expected="at least 1", found=str(value), remedy="Ask for more.")
 
 
 def _already_there(out: Path, arguments: dict[str, int]) -> dict[str, Any] | None:

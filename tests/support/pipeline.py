@@ -54,9 +54,7 @@ class Pipeline:
 
 def small_pipeline(settings: Settings, *, pairs: int = 120, judged: int = 60) -> Pipeline:
     """A landed sample of a few shards, not yet sealed."""
-    write_sample_crawl(
-        settings.home, seed=3, pairs=pairs, judged_images=judged, evaluation_pairs=24, shard_pairs=40
-    )
+    write_sample_crawl(settings.home, seed=3, pairs=pairs, judged_images=judged, evaluation_pairs=24, shard_pairs=40)
     return Pipeline(settings, build_defs(settings=settings), dg.DagsterInstance.ephemeral())
 
 
@@ -74,7 +72,5 @@ def failures(result: dg.ExecuteInProcessResult) -> list[str]:
 
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict:
     """Metadata values of the materialisation of an asset in a run."""
-    (event,) = [
-        event for event in result.get_asset_materialization_events() if event.asset_key == dg.AssetKey(asset)
-    ]
+    (event,) = [event for event in result.get_asset_materialization_events() if event.asset_key == dg.AssetKey(asset)]
     return {name: value.value for name, value in event.materialization.metadata.items()}

@@ -22,9 +22,7 @@ def environment(home: Path, **settings: object) -> dict[str, str]:
     return {**clean, "COMPALIGN_HOME": str(home), **given}
 
 
-def compalign(
-    *arguments: str, env: Mapping[str, str], timeout: float = 900
-) -> subprocess.CompletedProcess[str]:
+def compalign(*arguments: str, env: Mapping[str, str], timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Run a verb to its end."""
     return subprocess.run(
         [str(BIN / "compalign"), *arguments],

@@ -45,9 +45,7 @@ def sample(key: str, caption: str = "a red ball", *, seed: int = 0, **fields: ob
 
 def samples(count: int, start: int = 0) -> list[Entry]:
     """Whole samples with distinct images and captions."""
-    return [
-        entry for at in range(start, start + count) for entry in sample(f"{at:05d}", f"thing {at}", seed=at)
-    ]
+    return [entry for at in range(start, start + count) for entry in sample(f"{at:05d}", f"thing {at}", seed=at)]
 
 
 def tar(entries: Iterable[Entry], *, form: int = tarfile.GNU_FORMAT) -> bytes:
@@ -176,9 +174,7 @@ def text_not_utf8() -> bytes:
 
 
 def json_not_utf8() -> bytes:
-    return with_entry(
-        ("bad.jpg", picture(9)), ("bad.txt", b"still good"), ("bad.json", b'{"caption": "caf\xe9"}')
-    )
+    return with_entry(("bad.jpg", picture(9)), ("bad.txt", b"still good"), ("bad.json", b'{"caption": "caf\xe9"}'))
 
 
 def json_nested_deeply() -> bytes:

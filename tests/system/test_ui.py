@@ -107,9 +107,7 @@ def test_every_page_of_the_store_opens_and_asks_nothing_of_the_network(ui, page)
     outside: list[str] = []
     page.on(
         "request",
-        lambda request: (
-            outside.append(request.url) if not request.url.startswith((ui.pages, "data:")) else None
-        ),
+        lambda request: outside.append(request.url) if not request.url.startswith((ui.pages, "data:")) else None,
     )
     page.goto(ui.pages, wait_until="networkidle")
     links = [link.get_attribute("href") for link in page.locator("a").all()]
@@ -138,9 +136,7 @@ def test_a_shard_that_lands_is_scored_and_filtered_by_itself(ui, page, tmp_path)
 
     store = LocalStore(ui.home / "store")
     before = current.read(store)
-    write_sample_crawl(
-        tmp_path / "more", seed=23, pairs=100, judged_images=5, evaluation_pairs=5, shard_pairs=100
-    )
+    write_sample_crawl(tmp_path / "more", seed=23, pairs=100, judged_images=5, evaluation_pairs=5, shard_pairs=100)
     (source,) = (tmp_path / "more" / "landing" / "sample").glob("*.tar")
     target = ui.home / "landing" / "sample" / "70000.tar"
     shutil.copyfile(source, target.with_suffix(".part"))

@@ -36,9 +36,7 @@ def test_what_is_published_is_found_again_with_everything_it_was_told(store):
     assert found.has_view("page.html")
     assert not found.has_view("rows.bin")
     assert found.fetch("rows.bin").read_bytes() == b"rows"
-    assert found.as_input() == Input(
-        "table", "table/batch-00001/k1/manifest.json", made.data_version, "batch-00001"
-    )
+    assert found.as_input() == Input("table", "table/batch-00001/k1/manifest.json", made.data_version, "batch-00001")
     assert artifacts.load(store, found.manifest_key) == found
 
 

@@ -50,9 +50,7 @@ def test_an_empty_cursor_registers_nothing_twice(landed):
 def test_a_tick_killed_after_sealing_is_finished_by_the_next(landed):
     first = _tick(landed)  # nothing of this result reaches the instance
     again = _tick(landed)
-    assert [event.partition for event in again.asset_events] == [
-        event.partition for event in first.asset_events
-    ]
+    assert [event.partition for event in again.asset_events] == [event.partition for event in first.asset_events]
     assert again.asset_events[0].tags == first.asset_events[0].tags
     assert len(read_log(landed.store)) == 1
 

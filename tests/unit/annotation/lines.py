@@ -26,6 +26,4 @@ def line(key: str | None = "000000000", **changes: Any) -> dict[str, Any]:
 
 def jsonl(*items: Any) -> bytes:
     """Lines of a file; bytes stay as they are."""
-    return b"".join(
-        (item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in items
-    )
+    return b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in items)

@@ -103,9 +103,7 @@ def test_lines_of_one_image_are_merged_even_when_they_name_different_copies(shar
         read_line(1, {"shard": "judged/00001.tar", "key": "again"}),
         read_line(2, {"shard": "judged/00000.tar", "key": "k1"}, judgements=[judgement("l-2")]),
     )
-    assert [(row["shard"], row["key"]) for row in annotations.images.to_pylist()] == [
-        ("judged/00000.tar", "k1")
-    ]
+    assert [(row["shard"], row["key"]) for row in annotations.images.to_pylist()] == [("judged/00000.tar", "k1")]
     assert annotations.captions.num_rows == 3
     assert sorted(set(annotations.ranks["labeler"].to_pylist())) == ["l-1", "l-2"]
 
@@ -123,9 +121,7 @@ def test_a_caption_id_with_other_words_costs_the_later_line_and_none_of_it_is_us
         {"id": "a", "text": "other words", "source": "human"},
     ]
     judgements = [judgement("l-2", ranking=[["a"], ["d"]])]
-    annotations = together(
-        shards, read_line(1, FIRST), read_line(2, FIRST, captions=captions, judgements=judgements)
-    )
+    annotations = together(shards, read_line(1, FIRST), read_line(2, FIRST, captions=captions, judgements=judgements))
     assert [row["reason"] for row in annotations.rejected.to_pylist()] == ["caption_differs"]
     assert annotations.captions["caption_id"].to_pylist() == ["a", "b", "c"]
     assert set(annotations.ranks["labeler"].to_pylist()) == {"l-1"}
@@ -244,9 +240,7 @@ def test_problems_are_found_and_raised(shards):
         "2 lines read, but 1 used and 0 rejected": replace(good, used=1),
         "more than once, so could be in two splits": replace(
             good,
-            images=tables.IMAGES.empty_table().from_batches(
-                [*good.images.to_batches(), *good.images.to_batches()]
-            ),
+            images=tables.IMAGES.empty_table().from_batches([*good.images.to_batches(), *good.images.to_batches()]),
         ),
         "captions are of an image that is not listed": replace(good, images=good.images.slice(0, 1)),
         "judged captions are not listed": replace(good, captions=good.captions.slice(1)),

@@ -38,9 +38,7 @@ def test_any_bytes_give_one_result_a_line_and_never_raise(pieces):
     if not data.startswith(b"\xef\xbb\xbf"):
         assert [result.line for result in found] == filled
     rows = [vars(result) for result in found if isinstance(result, Rejection)]
-    assert from_rows(rows, REJECTED).num_rows + sum(isinstance(result, Line) for result in found) == len(
-        found
-    )
+    assert from_rows(rows, REJECTED).num_rows + sum(isinstance(result, Line) for result in found) == len(found)
 
 
 @settings(deadline=None)  # a busy machine is not a mistake
@@ -153,9 +151,7 @@ def test_parquet_says_the_same_as_jsonl(tmp_path, as_map):
         rating = pa.struct([(name, pa.float64()) for name in ("accuracy", "completeness")])
         ratings = pa.map_(pa.string(), rating)
         old = table.schema.field("judgements").type.value_type
-        new = pa.list_(
-            pa.struct([field.with_type(ratings) if field.name == "ratings" else field for field in old])
-        )
+        new = pa.list_(pa.struct([field.with_type(ratings) if field.name == "ratings" else field for field in old]))
         columns = [table["image"], table["captions"], _with_maps(items, new)]
         table = pa.table(columns, names=["image", "captions", "judgements"])
     pq.write_table(table, tmp_path / "labels.parquet")
@@ -169,8 +165,7 @@ def test_parquet_says_the_same_as_jsonl(tmp_path, as_map):
 
 def _with_maps(items: list[dict], dtype: pa.DataType) -> pa.Array:
     rows = [
-        [{**each, "ratings": list(each.get("ratings", {}).items())} for each in item["judgements"]]
-        for item in items
+        [{**each, "ratings": list(each.get("ratings", {}).items())} for each in item["judgements"]] for item in items
     ]
     return pa.array(rows, type=dtype)
 
@@ -199,9 +194,7 @@ def test_a_bucket_is_read_as_a_folder_is(tmp_path, monkeypatch):
     export(tmp_path, "labels/a.jsonl", line("1"))
     export(tmp_path, "labels/more/b.jsonl", b"oops")
     export(tmp_path, "labels-old/c.jsonl", b"oops")
-    monkeypatch.setattr(
-        read, "open_store", lambda url: LocalStore(tmp_path / url.removeprefix("s3://bucket/"))
-    )
+    monkeypatch.setattr(read, "open_store", lambda url: LocalStore(tmp_path / url.removeprefix("s3://bucket/")))
     lines, rejected = read_annotations(["s3://bucket/labels/", "s3://bucket/labels/a.jsonl"])
     assert [item.file for item in [*lines, *rejected]] == ["a.jsonl", "more/b.jsonl"]
     with pytest.raises(InputError, match="missing"):

@@ -72,9 +72,7 @@ def test_a_member_is_read_by_its_place_and_a_short_shard_is_an_error(landing):
 def test_prefixes_and_globs_of_a_bucket_name_shards_as_a_folder_does(landing, monkeypatch):
     from compalign_dagster.crawl import shards
 
-    monkeypatch.setattr(
-        shards, "open_store", lambda url: LocalStore(landing / url.removeprefix("s3://bucket/"))
-    )
+    monkeypatch.setattr(shards, "open_store", lambda url: LocalStore(landing / url.removeprefix("s3://bucket/")))
     assert names("s3://bucket/cc3m") == ["00000.tar", "00001.tar"]
     assert names("s3://bucket/cc3m/") == ["00000.tar", "00001.tar"]
     assert names("s3://bucket/cc3m/00001.tar") == ["00001.tar"]

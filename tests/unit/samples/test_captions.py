@@ -47,9 +47,7 @@ def test_agreement_is_whole_with_the_scene_itself_and_ignores_the_order_in_which
     assert agreement(turned, SCENE) == 1
 
 
-@pytest.mark.parametrize(
-    "change", [{"relation": "above"}, {"background": "pink"}, {"groups": SCENE.groups[:1]}]
-)
+@pytest.mark.parametrize("change", [{"relation": "above"}, {"background": "pink"}, {"groups": SCENE.groups[:1]}])
 def test_every_mistake_costs_agreement(change):
     assert agreement(replace(SCENE, **change), SCENE) < 1
 
@@ -66,15 +64,11 @@ def test_ratings_stay_on_the_scale(kind, scenes):
 def test_good_captions_are_better_than_spoiled_ones_on_average_and_wholly_right(scenes):
     rng = random.Random(3)
     written = {kind: [write_caption(scene, kind, rng) for scene in scenes] for kind in KINDS}
-    means = {
-        kind: sum(item.quality.overall for item in items) / len(items) for kind, items in written.items()
-    }
+    means = {kind: sum(item.quality.overall for item in items) / len(items) for kind, items in written.items()}
     worst_good = min(means[kind] for kind in GOOD_KINDS)
     assert all(means[kind] < worst_good for kind in KINDS if kind not in GOOD_KINDS)
     assert all(item.quality.accuracy == 5 for kind in GOOD_KINDS for item in written[kind])
-    assert all(
-        item.quality.accuracy < 5 for kind in KINDS if kind not in GOOD_KINDS for item in written[kind]
-    )
+    assert all(item.quality.accuracy < 5 for kind in KINDS if kind not in GOOD_KINDS for item in written[kind])
 
 
 def test_a_wrong_relation_needs_something_to_relate():

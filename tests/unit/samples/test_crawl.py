@@ -31,15 +31,11 @@ def sample(tmp_path_factory) -> Path:
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def truth(sample: Path, part: str) -> list[dict]:
-    return [
-        row for row in pq.read_table(sample / "truth/captions.parquet").to_pylist() if row["part"] == part
-    ]
+    return [row for row in pq.read_table(sample / "truth/captions.parquet").to_pylist() if row["part"] == part]
 
 
 def test_equal_arguments_give_equal_bytes_and_another_seed_gives_others(sample, tmp_path):
@@ -81,9 +77,7 @@ def test_the_crawl_has_exactly_the_pairs_asked_for_and_everything_else_is_quaran
 
 
 def test_truth_describes_every_pair_where_it_lies(sample):
-    known = {
-        (row["shard"], row["key"], row["caption_index"]): row["caption"] for row in truth(sample, "landing")
-    }
+    known = {(row["shard"], row["key"], row["caption_index"]): row["caption"] for row in truth(sample, "landing")}
     index = concat(index_shard(shard) for shard in find_shards([str(sample / "landing")]))
     for row in index.pairs.to_pylist():
         assert known[row["shard"], row["key"], row["caption_index"]] == row["caption"]
@@ -124,10 +118,7 @@ def test_the_judgements_are_read_without_a_single_rejection(sample):
 def test_the_place_of_a_judged_caption_says_nothing_about_its_source(sample):
     lines, _ = read_annotations([str(sample / "labels")])
     places = {
-        place
-        for line in lines
-        for place, caption in enumerate(line.judged.captions)
-        if caption.source == "human"
+        place for line in lines for place, caption in enumerate(line.judged.captions) if caption.source == "human"
     }
     assert places == {0, 1, 2, 3, 4}
 

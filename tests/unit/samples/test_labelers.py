@@ -48,12 +48,7 @@ def test_equal_captions_tie_more_often_than_different_ones():
 
 def test_a_severe_labeler_gives_lower_ratings():
     def mean(labeler) -> float:
-        given = [
-            rating
-            for item in judged(labeler)
-            for each in item["ratings"].values()
-            for rating in each.values()
-        ]
+        given = [rating for item in judged(labeler) for each in item["ratings"].values() for rating in each.values()]
         return sum(given) / len(given)
 
     by_severity = sorted(LABELERS, key=lambda labeler: labeler.severity)

@@ -82,11 +82,7 @@ def test_images_are_copied_byte_for_byte(datapack, crawl):
     source = {}
     for path in sorted((datapack / "flickr8k/shards").glob("train-*.tar")):
         source |= {name: data for name, data in members(path).items() if name.endswith(".jpg")}
-    copied = {
-        name: data
-        for name, data in members(out / "landing/photos/00000.tar").items()
-        if name.endswith(".jpg")
-    }
+    copied = {name: data for name, data in members(out / "landing/photos/00000.tar").items() if name.endswith(".jpg")}
     assert copied == source
 
 

@@ -55,10 +55,7 @@ def test_the_first_group_lies_where_the_relation_says(relation, place):
 
 
 def test_every_shape_looks_different():
-    drawn = {
-        shape: picture(Scene((Group(1, "large", "black", shape),), None, "white")).tobytes()
-        for shape in SHAPES
-    }
+    drawn = {shape: picture(Scene((Group(1, "large", "black", shape),), None, "white")).tobytes() for shape in SHAPES}
     assert len(set(drawn.values())) == len(SHAPES)
 
 
