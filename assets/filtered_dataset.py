@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from pydantic import Field
 from assets import keys
 from assets.judged import crawl_shards
 from assets.reporting import PAGE, PLOT, PREVIEW, claim, counts_table, materialized
-from compalign_dagster import artifacts, images, latest, parquet
+from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.live import indexed_shards
 from compalign_dagster.crawl.shards import Shard, read_member
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.selection import current, dataset, tables
 from compalign_dagster.selection.in_force import PolicyInForce, adopt, in_force
-from compalign_dagster.selection.policy import Policy, keep_count
+from compalign_dagster.selection.policy import Policy, keep_count, parse_fraction
 from compalign_dagster.selection.select import CODE_VERSION, decide
 from compalign_dagster.settings import Settings
 from compalign_dagster.versions import work_key
@@ -66,9 +64,10 @@ def filtered_dataset(
     """
     policy, trial = _policy(storage, settings, config)
     artifact, reused = publish_dataset(storage, settings, policy, reshard=config.reshard)
-    if not trial:
-        current.move(artifact)
     facts = artifact.facts
+    problems = unaccounted(facts)
+    if not trial and not problems:
+        current.move(artifact)
     return materialized(
         artifact,
         storage,
@@ -85,7 +84,7 @@ def filtered_dataset(
             "budgets": dg.MetadataValue.json(facts["budgets"]),
             "dropped by reason": counts_table("reason", facts["dropped_by_reason"]),
         },
-        checks=[claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", unaccounted(facts))],
+        checks=[claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", problems)],
     )
 
 
@@ -110,8 +109,12 @@ def _policy(storage: Storage, settings: Settings, config: SelectionConfig) -> tu
     if config.keep_fraction is None and config.keep_per_corpus is None:
         return now, False
     tried = Policy(
-        keep_fraction=Decimal(config.keep_fraction) if config.keep_fraction else now.policy.keep_fraction,
-        per_corpus=now.policy.per_corpus if config.keep_per_corpus is None else config.keep_per_corpus,
+        keep_fraction=now.policy.keep_fraction
+        if config.keep_fraction is None
+        else parse_fraction(config.keep_fraction),
+        per_corpus=now.policy.per_corpus
+        if config.keep_per_corpus is None
+        else {name: parse_fraction(value) for name, value in config.keep_per_corpus.items()},
     )
     if config.adopt:
         return adopt(storage.store, tried), False
@@ -145,18 +148,17 @@ def publish_dataset(
     store = storage.store
     ledger = latest.require(store, keys.SCORE_LEDGER.to_user_string())
     rows, coverage = _rows_in_force(ledger, settings)
-    choice = {"policy": policy.policy.model_dump(mode="json"), "reshard": reshard}
+    choice = {"policy": policy.policy.model_dump(mode="json"), "reshard": reshard, "coverage": coverage}
     key = work_key(
         KIND,
         code_version=CODE_VERSION,
-        inputs=[[row["shard"], row["data_version"]] for row in rows],
+        inputs=[[row["shard"], row["index_version"], row["data_version"]] for row in rows],
         config=choice,
     )
 
     def make() -> Artifact:
         log.info("filtered_dataset: deciding on %d shards", len(rows))
-        index = {shard.shard: store.fetch(shard.pairs_key) for shard in indexed_shards(store)}
-        pairs = [index[row["shard"]] for row in rows]
+        pairs = [store.fetch(row["pairs_key"]) for row in rows]
         decided = decide([store.fetch(row["scores_key"]) for row in rows], policy.policy)
         made = dataset.build(decided, pairs, policy.policy, quarantined=sum(row["quarantined"] for row in rows))
         facts = {
@@ -212,6 +214,6 @@ def _views(
 
     galleries = {name: [card(row) for row in rows] for name, rows in examples.items()}
     page = filtered_page(facts, histogram, galleries)
-    sheet = [images.decode(entry.image) for entry in galleries["kept"]]
+    sheet = [entry.image for entry in galleries["kept"]]
     plot = histogram_picture(histogram, facts)
     return {PAGE: page, PLOT: plot, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}

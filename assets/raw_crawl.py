@@ -12,11 +12,12 @@ import pyarrow as pa
 from assets import keys
 from assets.partitions import CRAWL_BATCHES
 from assets.reporting import PAGE, PREVIEW, claim, counts_table, materialized
-from compalign_dagster import artifacts, images, latest, parquet
+from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.crawl import batches, tables
-from compalign_dagster.crawl.batches import Batch, ShardStamp
+from compalign_dagster.crawl.batches import Batch, ShardStamp, live_shards
 from compalign_dagster.crawl.index import CODE_VERSION, Budgets, index_shard
+from compalign_dagster.crawl.live import is_delivered, require_delivered
 from compalign_dagster.crawl.shards import Shard, read_member
 from compalign_dagster.settings import Settings
 from compalign_dagster.versions import work_key
@@ -89,8 +90,17 @@ def unaccounted(facts: dict) -> list[str]:
 
 
 def index_batch(storage: Storage, batch: Batch, budgets: Budgets) -> tuple[Artifact, bool]:
-    """The published index of a batch, and whether all of it was there already."""
-    store, listed = storage.store, (*batch.added, *batch.superseded)
+    """The published index of a batch's live shards, and whether all of it was there already.
+
+    A shard that changed since the batch was sealed is left out: the next sealing supersedes or removes it.
+    """
+    store = storage.store
+    live = live_shards(batches.read_log(store))
+    listed = [item for item in (*batch.added, *batch.superseded) if live.get(item.shard) == (batch.key, item)]
+    changed = [item.shard for item in listed if not is_delivered(storage.landing, item)]
+    if changed:
+        log.warning("raw_crawl %s: left out, changed since sealed: %s", batch.key, ", ".join(changed[:10]))
+        listed = [item for item in listed if item.shard not in changed]
     key = work_key(
         KIND,
         code_version=CODE_VERSION,
@@ -119,6 +129,7 @@ def _index_shard(storage: Storage, item: ShardStamp, budgets: Budgets) -> Artifa
     if found is not None:
         return found
     index = index_shard(Shard(item.shard, storage.landing, item.shard), budgets)
+    require_delivered(storage.landing, item)  # it may have been written over while it was read
     reasons = Counter(index.quarantine["reason"].to_pylist())
     with tempfile.TemporaryDirectory() as folder:
         return artifacts.publish(
@@ -191,7 +202,7 @@ def _views(storage: Storage, batch: Batch, facts: dict, rows: list[dict]) -> dic
         entry for row in rows for entry in parquet.read(storage.store.fetch(row["quarantine_key"])).to_pylist()
     ]
     page = crawl_page({"batch": batch.key, **facts, "shards": rows}, cards, quarantine[:_QUARANTINE_ROWS_SHOWN])
-    sheet = [images.decode(data) for _, data in pairs]
+    sheet = [data for _, data in pairs]
     return {PAGE: page, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}
 
 

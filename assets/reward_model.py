@@ -16,15 +16,14 @@ from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import indexed_shards
-from compalign_dagster.reward.config import RewardConfig, reward_config
+from compalign_dagster.reward.config import CODE_VERSION, RewardConfig, reward_config
 from compalign_dagster.reward.promotion import Gate, claims
 from compalign_dagster.settings import Settings
-from compalign_dagster.versions import work_key
+from compalign_dagster.versions import digest_file, digest_json, work_key
 from resources.accelerator import Accelerator
 from resources.storage import Storage
 
 KIND = keys.REWARD_MODEL.to_user_string()
-CODE_VERSION = 1
 _MODEL_SETTINGS = {  # setting -> name in RewardConfig
     "backbone": "backbone",
     "model": "model",
@@ -78,7 +77,7 @@ def reward_model(
 
 
 def _is_estimate(figure: Any) -> bool:
-    return isinstance(figure, dict) and {"value", "low", "high", "n"} <= set(figure)
+    return isinstance(figure, dict) and figure.get("value") is not None
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -103,6 +102,15 @@ def gate_from(settings: Settings) -> Gate:
     return Gate(min_cross_image_auc=settings.min_cross_image_auc)
 
 
+def _local_weights(model: str | None) -> str | None:
+    """Digest of a pre-trained model's local folder: its path alone would not tell that it was replaced."""
+    folder = Path(model or "")
+    if model is None or not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest_json({path.relative_to(folder).as_posix(): digest_file(path) for path in files})
+
+
 def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: Settings) -> tuple[Artifact, bool]:
     """The model of the newest annotations, trained unless it already was."""
     store, config = storage.store, config_from(settings)
@@ -111,7 +119,11 @@ def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: S
     key = work_key(
         KIND,
         code_version=CODE_VERSION,
-        inputs=[annotations.data_version, [[shard.shard, shard.index_version] for shard in crawl]],
+        inputs=[
+            annotations.data_version,
+            [[shard.shard, shard.index_version] for shard in crawl],
+            _local_weights(config.model),
+        ],
         config=config.as_dict(),
     )
 

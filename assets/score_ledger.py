@@ -74,7 +74,7 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
     key = work_key(
         KIND,
         code_version=CODE_VERSION,
-        inputs=[versions, digest_json(ledger.to_pylist()), sorted(live)],
+        inputs=[versions, digest_json(ledger.to_pylist()), sorted(live.items()), len(log)],
         config={},
     )
 

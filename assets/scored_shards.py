@@ -14,9 +14,10 @@ from assets.partitions import CRAWL_BATCHES
 from assets.reporting import claim, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.live import IndexedShard, indexed_shards
+from compalign_dagster.crawl.live import IndexedShard, indexed_shards, require_delivered
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.scoring import tables
+from compalign_dagster.scoring.tables import CODE_VERSION
 from compalign_dagster.store import Store
 from compalign_dagster.versions import work_key
 from resources.accelerator import Accelerator
@@ -24,7 +25,6 @@ from resources.storage import Storage
 
 KIND = keys.SCORED_SHARDS.to_user_string()
 SHARD_KIND = "scored_shards_shards"
-CODE_VERSION = 1
 
 log = logging.getLogger(f"compalign_dagster.{__name__}")
 
@@ -84,7 +84,7 @@ def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple
         KIND,
         code_version=CODE_VERSION,
         inputs=[model.facts["model_version"], [[shard.shard, shard.index_version] for shard in shards]],
-        config={"precision": accelerator.precision},
+        config=accelerator.changes_bytes(),
     )
 
     def make() -> Artifact:
@@ -100,7 +100,7 @@ def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple
                 {"shards.parquet": path},
                 code_version=CODE_VERSION,
                 inputs=[raw.as_input(), model.as_input(), *(item.as_input() for _, item in scored)],
-                config={"precision": accelerator.precision},
+                config=accelerator.changes_bytes(),
                 facts=_facts(store, model, scored),
                 partition=batch,
             )
@@ -118,7 +118,7 @@ def _score_shards(
             SHARD_KIND,
             code_version=CODE_VERSION,
             inputs=[model.facts["model_version"], shard.shard, shard.index_version],
-            config={"precision": accelerator.precision},
+            config=accelerator.changes_bytes(),
         )
         artifact = artifacts.find(storage.store, SHARD_KIND, key)
         if artifact is None:
@@ -134,6 +134,8 @@ def _score_shards(
             "scores_key": artifact.file_key("scores.parquet"),
             "work_key": key,
             "data_version": artifact.data_version,
+            "pairs_key": shard.pairs_key,
+            "index_version": shard.index_version,
             "pairs": shard.pairs,
             "scored": artifact.facts["scored"],
             "quarantined": artifact.facts["quarantined"],
@@ -155,12 +157,17 @@ def _score_shard(
     from compalign_dagster.scoring.engine import ScoringConfig, score_shard
 
     config = ScoringConfig(
-        precision=accelerator.precision, device=accelerator.pick(), batch_images=accelerator.batch_images
+        precision=accelerator.precision,
+        image_pixels=accelerator.image_pixels,
+        device=accelerator.pick(),
+        batch_images=accelerator.batch_images,
     )
     pairs = parquet.read(storage.store.fetch(shard.pairs_key))
+    require_delivered(storage.landing, shard.delivery)
     result = score_shard(
         network, model.facts["model_version"], Shard(shard.shard, storage.landing, shard.shard), pairs, config
     )
+    require_delivered(storage.landing, shard.delivery)  # it may have been written over while it was read
     return artifacts.publish(
         storage.store,
         SHARD_KIND,
@@ -171,7 +178,7 @@ def _score_shard(
         },
         code_version=CODE_VERSION,
         inputs=[artifacts.Input("raw_crawl_shards", shard.pairs_key, shard.index_version), model.as_input()],
-        config={"precision": accelerator.precision},
+        config=accelerator.changes_bytes(),
         facts={
             "scored": result.scores.num_rows,
             "quarantined": result.quarantine.num_rows,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from compalign_dagster.errors import InputError
 
@@ -39,6 +39,7 @@ PROFILES: dict[str, dict[str, Default]] = {
     },
     "photos": {
         "backbone": Default("offline", "encoders inside PyPI wheels: no model hub needed"),
+        "evaluation_steps": Default(360, "30,000 pairs need more steps than the sample's 4,000"),
         "keep_fraction": Default(Decimal("0.30"), "the paper's method figure: top 30 % by reward"),
     },
     "paper": {
@@ -77,14 +78,10 @@ class Settings(BaseSettings):
     pages_port: int = Field(3001, ge=1, le=65535, description="Loopback port that serves the store's pages.")
 
     batch_max_shards: int = Field(100, ge=1, description="Most shards in one batch (one partition).")
-    settle_seconds: float = Field(
-        30, ge=0, description="Seconds a shard must lie unchanged before it counts."
-    )
+    settle_seconds: float = Field(30, ge=0, description="Seconds a shard must lie unchanged before it counts.")
     member_bytes: int = Field(64 << 20, ge=1, description="Largest member that is read, bytes.")
     image_pixels: int = Field(89_478_485, ge=1, description="Largest image that is decoded, pixels.")
-    caption_bytes: int = Field(
-        10_000, ge=1, description="Longest caption that becomes a pair, bytes of UTF-8."
-    )
+    caption_bytes: int = Field(10_000, ge=1, description="Longest caption that becomes a pair, bytes of UTF-8.")
 
     keep_fraction: Fraction = Field(Decimal("0.30"), description="Share of pairs kept by the first policy.")
     keep_per_corpus: dict[str, Fraction] = Field(
@@ -97,21 +94,15 @@ class Settings(BaseSettings):
         description="Share of live shards a newly promoted model must have scored to be used.",
     )
 
-    backbone: Literal["blip-tiny", "blip", "offline"] = Field(
-        "blip-tiny", description="Reward model network."
-    )
+    backbone: Literal["blip-tiny", "blip", "offline"] = Field("blip-tiny", description="Reward model network.")
     model: str | None = Field(None, description="Local folder or hub id of the pre-trained backbone.")
     revision: str | None = Field(None, description="Pinned revision; required with a hub id.")
-    image_size: int | None = Field(
-        None, ge=16, le=1024, description="Input side, pixels; backbone's if unset."
-    )
+    image_size: int | None = Field(None, ge=16, le=1024, description="Input side, pixels; backbone's if unset.")
     caption_tokens: int | None = Field(None, ge=8, le=512, description="Caption limit, tokens.")
     learning_rate: float | None = Field(None, gt=0, lt=1, description="Peak learning rate.")
     frozen_share: float | None = Field(None, ge=0, le=1, description="Share of encoder layers kept frozen.")
     batch_images: int | None = Field(None, ge=1, description="Images in a training batch.")
-    pretrain_steps: int | None = Field(
-        None, ge=0, description="Steps of label-free pre-training on the crawl."
-    )
+    pretrain_steps: int | None = Field(None, ge=0, description="Steps of label-free pre-training on the crawl.")
     train_steps: int | None = Field(None, ge=1, description="Steps of training on human judgements.")
     min_cross_image_auc: float = Field(
         0.6, ge=0.5, le=1, description="Promotion gate: matched above mismatched pairs, pooled over images."
@@ -123,9 +114,7 @@ class Settings(BaseSettings):
     precision: Literal["fp32"] = Field("fp32", description="Precision of the scoring forward.")
     score_batch_images: int = Field(32, ge=1, description="Images in a scoring batch; changes no score.")
 
-    evaluation_encoder: Literal["small", "blip-b16"] = Field(
-        "small", description="Network trained downstream."
-    )
+    evaluation_encoder: Literal["small", "blip-b16"] = Field("small", description="Network trained downstream.")
     evaluation_steps: int | None = Field(None, ge=1, description="Training steps of every downstream arm.")
 
     @model_validator(mode="before")
@@ -165,20 +154,25 @@ def load(**overrides: Any) -> Settings:
     _refuse_unknown_variables(os.environ)
     profile = str(overrides.get("profile", os.environ.get(f"{PREFIX}PROFILE", "sample")))
     given = {name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX)}
-    defaults = {
-        name: default.value for name, default in PROFILES.get(profile, {}).items() if name not in given
-    }
+    defaults = {name: default.value for name, default in PROFILES.get(profile, {}).items() if name not in given}
     try:
         return Settings(**{**defaults, **overrides})
     except ValidationError as error:
         raise _explain(error) from None
+    except SettingsError as error:
+        raise InputError(
+            f"settings {PREFIX}*",
+            expected='a value that is JSON, such as {"cc12m": 0.3}',
+            found=str(error),
+            remedy="Correct the variable or unset it for the profile's default.",
+        ) from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(environment):
-        if variable.startswith(PREFIX) and variable not in known:
-            close = difflib.get_close_matches(variable, known, n=1)
+        if variable.upper().startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable.upper(), known, n=1)
             hint = f"Did you mean {close[0]}?" if close else "docs/settings.md lists every variable."
             raise InputError(
                 f"environment variable {variable}",

@@ -82,7 +82,7 @@ class LocalStore:
         """Objects whose key starts with `prefix`, in key order; hidden files are not objects."""
         top = self.root / prefix.rpartition("/")[0]
         found = []
-        for folder, folders, names in os.walk(top):
+        for folder, folders, names in os.walk(top, onerror=_unless_missing):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 path = Path(folder, name)
@@ -133,6 +133,12 @@ class LocalStore:
             if folder == self.root or self.root not in folder.parents:
                 return
             folder = folder.parent
+
+
+def _unless_missing(error: OSError) -> None:
+    """A folder that cannot be read must not look empty; one that does not exist is."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 class BucketStore:

@@ -11,10 +11,10 @@ import dagster as dg
 
 from assets import keys
 from assets.partitions import CRAWL_BATCHES
-from compalign_dagster.crawl.batches import Batch, read_log, seal
+from compalign_dagster.crawl.batches import read_log, seal
 from compalign_dagster.settings import Settings
 from resources.storage import Storage
-from sensors.landing import landed_event
+from sensors.landing import landed_event, unregistered
 
 _INTERVAL_SECONDS = 30
 
@@ -45,9 +45,3 @@ def crawl_arrivals(
         dynamic_partitions_requests=[CRAWL_BATCHES.build_add_request([batch.key for batch in new])],
         cursor=new[-1].key,
     )
-
-
-def unregistered(instance: dg.DagsterInstance, log: list[Batch]) -> list[Batch]:
-    """Batches of the log that are no partition yet; partitions are added after their event is stored."""
-    known = set(instance.get_dynamic_partitions(str(CRAWL_BATCHES.name)))
-    return [batch for batch in log if batch.key not in known]

@@ -11,26 +11,27 @@ import dagster as dg
 
 from assets import keys
 from assets.partitions import CRAWL_BATCHES
-from compalign_dagster.crawl.batches import seal
+from compalign_dagster.crawl.batches import read_log, seal
 from compalign_dagster.settings import Settings
 from resources.storage import Storage
-from sensors.landing import landed_event
+from sensors.landing import landed_event, unregistered
 
 
 @dg.op(description="Seal what lies in the landing folder now into batches, and tell Dagster of them.")
 def seal_landed_shards(context: dg.OpExecutionContext, storage: Storage, settings: dg.ResourceParam[Settings]) -> None:
     """Seal everything that lies there, however new: the person who starts this says it is complete."""
-    sealed = seal(
+    seal(
         storage.store,
         storage.landing,
         max_shards=settings.batch_max_shards,
         settled_seconds=0,
         now=time.time(),
     )
-    for batch in sealed:
+    new = unregistered(context.instance, read_log(storage.store))
+    for batch in new:
         context.log_event(landed_event(batch))
-    context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in sealed])
-    context.log.info(f"{len(sealed)} batches sealed: {', '.join(batch.key for batch in sealed) or 'nothing new'}")
+    context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in new])
+    context.log.info(f"{len(new)} batches registered: {', '.join(batch.key for batch in new) or 'nothing new'}")
 
 
 @dg.job(description="Seal what lies in the landing folder now as a new batch (a partition).")

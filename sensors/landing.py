@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets import keys
+from assets.partitions import CRAWL_BATCHES
 from compalign_dagster.crawl.batches import Batch
 from compalign_dagster.versions import digest_json
 
@@ -34,3 +35,9 @@ def landed_event(batch: Batch) -> dg.AssetMaterialization:
             "first shards": ", ".join(item.shard for item in listed[:10]),
         },
     )
+
+
+def unregistered(instance: dg.DagsterInstance, log: list[Batch]) -> list[Batch]:
+    """Batches of the log that are no partition yet; partitions are added after their event is stored."""
+    known = set(instance.get_dynamic_partitions(str(CRAWL_BATCHES.name)))
+    return [batch for batch in log if batch.key not in known]

@@ -14,7 +14,7 @@ DATAPACK = ROOT.parent / "shared" / "datapack"
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(PREFIX):
+        if name.upper().startswith(PREFIX):
             monkeypatch.delenv(name)
 
 

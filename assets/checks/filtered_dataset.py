@@ -66,7 +66,7 @@ def dataset_meets_expectations(storage: Storage) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset=keys.FILTERED_DATASET,
     name="lineage_verifies_from_files",
-    description="Walks the manifests from the dataset to the landed shards, comparing digests; reads no event log.",
+    description="Walks the manifests from the dataset to the index of every landed shard; compares digests.",
 )
 def lineage_verifies(storage: Storage) -> dg.AssetCheckResult:
     """Every input that a manifest names exists and is what it was."""

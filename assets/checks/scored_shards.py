@@ -54,6 +54,7 @@ def scores(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.Asset
             ),
         ],
         severity=dg.AssetCheckSeverity.ERROR,
+        may_be_empty=not rows,  # every shard of the batch was superseded or removed since
     )
 
 

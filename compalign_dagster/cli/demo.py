@@ -37,10 +37,10 @@ def command() -> None:
     settings = load()
     prepare(settings)
     show_progress()
-    if settings.profile == "sample":
+    if settings.profile == "sample" and settings.landing == str(settings.home / "landing"):
         from compalign_dagster.samples.crawl import write_sample_crawl
 
-        write_sample_crawl(settings.home, seed=settings.seed)
+        write_sample_crawl(settings.home)
     tally = Tally()
     for job, partition in _steps(settings):
         _run(job, partition, tally)

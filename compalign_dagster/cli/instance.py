@@ -21,6 +21,7 @@ def prepare(settings: Settings) -> Path:
     if source.is_file():
         shutil.copyfile(source, home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["COMPALIGN_HOME"] = str(settings.home.absolute())  # for processes that start in another folder
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     return home
 

@@ -9,6 +9,7 @@ import threading
 import click
 
 from compalign_dagster.cli.instance import prepare, workspace
+from compalign_dagster.errors import InputError
 from compalign_dagster.settings import load
 
 _STOP_SECONDS = 20
@@ -22,6 +23,13 @@ def command(port: int) -> None:
     Starts the webserver and the daemon, so that the arrival sensor and the automation run, and serves
     the store's pages on loopback: links in metadata open. Stops everything on Ctrl-C.
     """
+    if not workspace().is_file():
+        raise InputError(
+            f"workspace file {workspace()}",
+            expected="a checkout of the repository",
+            found="none beside this installation",
+            remedy="Run `compalign ui` from a checkout, or `dagster dev -m compalign_dagster.definitions`.",
+        )
     settings = load()
     prepare(settings)
     from compalign_dagster.pages.server import serve

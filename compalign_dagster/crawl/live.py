@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from compalign_dagster import latest, parquet
-from compalign_dagster.crawl.batches import live_shards, read_log
+from compalign_dagster.crawl.batches import ShardStamp, live_shards, read_log
 from compalign_dagster.crawl.tables import PAIRS
+from compalign_dagster.errors import CompalignError
 from compalign_dagster.store import Store
 
 
@@ -24,6 +25,7 @@ class IndexedShard:
     pairs_key: str  # store key of its pairs.parquet
     index_version: str  # data version of its index
     pairs: int
+    delivery: ShardStamp  # the bytes that were indexed, as the batch log knows them
 
 
 def indexed_shards(store: Store, batch: str | None = None) -> list[IndexedShard]:
@@ -35,11 +37,31 @@ def indexed_shards(store: Store, batch: str | None = None) -> list[IndexedShard]
         artifact = latest.latest(store, "raw_crawl", key)
         rows = parquet.read(artifact.fetch("shards.parquet")).to_pylist() if artifact else []
         found += [
-            IndexedShard(row["shard"], key, row["pairs_key"], row["index_version"], row["pairs"])
+            IndexedShard(row["shard"], key, row["pairs_key"], row["index_version"], row["pairs"], live[row["shard"]][1])
             for row in rows
             if row["shard"] in live and live[row["shard"]][0] == key
         ]
     return sorted(found, key=lambda shard: shard.shard)
+
+
+def is_delivered(landing: Store, item: ShardStamp) -> bool:
+    """Whether what lies in the landing folder now is the delivery that the batch log names."""
+    try:
+        now = landing.stat(item.shard)
+    except FileNotFoundError:
+        return False
+    return (now.size, now.stamp) == (item.size, item.stamp)
+
+
+def require_delivered(landing: Store, item: ShardStamp) -> None:
+    """Refuse to read a shard that was written over or taken away since its batch was sealed."""
+    if not is_delivered(landing, item):
+        raise CompalignError(
+            f"shard {item.shard} in {landing.url}",
+            expected=f"the delivery of {item.size} bytes that its batch names",
+            found="another file, or none",
+            remedy="Run land_batch: it seals what lies there now, and this batch goes on without the shard.",
+        )
 
 
 def pairs_of(store: Store, shards: Iterable[IndexedShard]) -> pa.Table:

@@ -61,9 +61,7 @@ def eval_page(report: Mapping[str, Any]) -> bytes:
         directions=list(DIRECTIONS.items()),
         recalls=list(zip(RECALLS, RECALL_NAMES, strict=True)),
         bars=_bars(named_arms),
-        training=[
-            (name, value) for name, value in downstream.items() if isinstance(value, str | int | float)
-        ],
+        training=[(name, value) for name, value in downstream.items() if isinstance(value, str | int | float)],
         provenance=[(name, _plain(value)) for name, value in (report.get("provenance") or {}).items()],
         notes=list(report.get("notes") or []),
     )
@@ -138,9 +136,7 @@ def _bars(arms: Sequence[tuple[str, Mapping[str, Any]]]) -> Plot | None:
     groups = _groups(arms)
     if not groups:
         return None
-    svg = plots.draw_svg(
-        "downstream", lambda canvas: plots.grouped_bars(canvas, groups, "recall, %"), height=3.8
-    )
+    svg = plots.draw_svg("downstream", lambda canvas: plots.grouped_bars(canvas, groups, "recall, %"), height=3.8)
     return Plot(
         svg,
         "Retrieval recall at 1, 5 and 10 in both directions for each training set; all numbers in the table.",

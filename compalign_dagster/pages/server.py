@@ -64,13 +64,6 @@ def serve(store: Store, port: int) -> PageServer:
         ) from None
 
 
-def run_forever(store: Store, port: int) -> None:
-    """Serve until interrupted."""
-    with serve(store, port) as server:
-        log.info("pages of %s at %s", store.url, server.url)
-        server.serve_forever()
-
-
 def servable(path: str) -> str | None:
     """The store key that a request path names, or None when it names nothing this server serves."""
     key = unquote(path.removeprefix("/"), errors="replace")

@@ -18,7 +18,7 @@ from compalign_dagster.compute import pick_device
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.fitting import fit, seed_everything
 from compalign_dagster.reward.batches import epochs, flatten
-from compalign_dagster.reward.config import RewardConfig
+from compalign_dagster.reward.config import CODE_VERSION, RewardConfig
 from compalign_dagster.reward.data import JudgedImage, TrainingData, judged_images
 from compalign_dagster.reward.loading import ImageLoader, loader_for, states_of
 from compalign_dagster.reward.losses import anchor_loss, preference_loss, spread, stuck
@@ -28,7 +28,6 @@ from compalign_dagster.reward.pretraining import JointLoss, crawl_pairs, pretrai
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1
 LEAST_SPREAD = 1e-3
 _MISMATCHES = 3  # mismatched captions an image meets in a step
 

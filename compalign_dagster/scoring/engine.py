@@ -25,7 +25,6 @@ from compalign_dagster.scoring.tables import SCORES
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1
 PRECISIONS = ("fp32",)
 
 

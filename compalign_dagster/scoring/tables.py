@@ -4,6 +4,8 @@ import pyarrow as pa
 
 from compalign_dagster.parquet import column
 
+CODE_VERSION = 1  # of scoring: raise it when the same model and pairs give other rows
+
 SCORES = pa.schema(
     [
         column("pair_id", pa.string(), "image and caption by content"),
@@ -27,6 +29,8 @@ LEDGER = pa.schema(
         column("scores_key", pa.string(), "store key of the shard's scores"),
         column("work_key", pa.string(), "work key of the artifact that holds them"),
         column("data_version", pa.string(), "data version of that artifact"),
+        column("pairs_key", pa.string(), "store key of the pair index that was scored"),
+        column("index_version", pa.string(), "data version of that index"),
         column("pairs", pa.int64(), "pairs read from the shard: scored + quarantined"),
         column("scored", pa.int64(), "pairs with a reward"),
         column("quarantined", pa.int64(), "pairs that could not be scored"),

@@ -46,3 +46,15 @@ def test_every_setting_is_described():
 def test_the_documented_table_is_the_one_the_code_makes():
     page = (ROOT / "docs" / "settings.md").read_text()
     assert page.endswith(table_markdown()), "run: python -m compalign_dagster.settings > docs/settings.md"
+
+
+def test_a_value_that_is_no_json_is_explained(monkeypatch):
+    monkeypatch.setenv("COMPALIGN_KEEP_PER_CORPUS", "cc12m=0.3")
+    with pytest.raises(InputError, match="JSON"):
+        load()
+
+
+def test_a_variable_in_small_letters_is_refused(monkeypatch):
+    monkeypatch.setenv("compalign_profile", "paper")
+    with pytest.raises(InputError, match="COMPALIGN_PROFILE"):
+        load()

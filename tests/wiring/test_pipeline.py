@@ -119,9 +119,44 @@ def test_a_second_batch_scores_only_what_is_new_and_reaches_the_dataset(filtered
     assert after == before + added
 
 
+def test_a_removed_shard_leaves_the_dataset_and_the_run_history_stays_green(filtered):
+    before = latest.require(filtered.store, "filtered_dataset").facts["pairs"]
+    gone = latest.require(filtered.store, "raw_crawl", "batch-00002").facts["pairs"]
+    (filtered.settings.home / "landing" / "sample" / "90000.tar").unlink()
+    filtered.must("land_batch")
+    assert read_log(filtered.store)[-1].removed == ("sample/90000.tar",)
+    filtered.score_and_filter("batch-00003")
+    dataset = latest.require(filtered.store, "filtered_dataset")
+    assert dataset.facts["pairs"] == before - gone
+    assert "sample/90000.tar" not in parquet.read(dataset.fetch("kept.parquet"))["shard"].to_pylist()
+
+
 def test_the_report_compares_the_reward_with_people_and_the_training_sets(filtered):
     result = filtered.must("evaluate")
     report = latest.require(filtered.store, "eval_report")
     assert report.has_view("page.html")
     refused = [check.check_name for check in result.get_asset_check_evaluations() if not check.passed]
     assert not refused
+
+
+def test_a_shard_written_over_before_it_is_indexed_is_left_to_the_next_batch(settings):
+    pipeline = small_pipeline(settings, pairs=80, judged=4)
+    pipeline.must("land_batch")
+    shards = sorted((settings.home / "landing").rglob("*.tar"))
+    assert len(shards) > 1
+    shards[0].write_bytes(shards[1].read_bytes())
+    pipeline.must("index_batch", BATCH)
+    assert latest.require(pipeline.store, "raw_crawl", BATCH).facts["shards"] == len(shards) - 1
+    pipeline.must("land_batch")
+    pipeline.must("index_batch", "batch-00002")
+    assert latest.require(pipeline.store, "raw_crawl", "batch-00002").facts["shards"] == 1
+
+
+def test_a_landing_killed_between_the_log_and_dagster_is_registered_by_the_next(settings):
+    from compalign_dagster.crawl.batches import seal
+    from compalign_dagster.store import LocalStore
+
+    pipeline = small_pipeline(settings, pairs=40, judged=4)
+    seal(pipeline.store, LocalStore(settings.home / "landing"), max_shards=100, settled_seconds=0, now=0)
+    pipeline.must("land_batch")
+    assert pipeline.instance.get_dynamic_partitions("crawl_batch") == [BATCH]
