@@ -15,6 +15,7 @@ from compalign_dagster.annotation.assemble import CODE_VERSION, Annotations, ass
 from compalign_dagster.annotation.read import read_annotations
 from compalign_dagster.annotation.summary import summarize
 from compalign_dagster.artifacts import Artifact, Input
+from compalign_dagster.crawl.index import CODE_VERSION as INDEX
 from compalign_dagster.crawl.shards import read_member
 from compalign_dagster.errors import InputError
 from compalign_dagster.settings import Settings
@@ -77,7 +78,7 @@ def publish_annotations(storage: Storage, settings: Settings) -> tuple[Artifact,
             remedy="Export your labels there, or run `compalign sample-crawl` for sample data.",
         )
     inputs = [_as_input(storage, entry) for entry in sources]
-    config = {"seed": settings.seed}
+    config = {"seed": settings.seed, "index": INDEX}
     key = work_key(
         KIND,
         code_version=CODE_VERSION,

@@ -16,12 +16,13 @@ from assets.progress import logged
 from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact, Input
-from compalign_dagster.crawl.live import indexed_shards
+from compalign_dagster.crawl.index import CODE_VERSION as INDEX
 from compalign_dagster.crawl.shards import Shard
-from compalign_dagster.errors import CompalignError
+from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.selection import current
 from compalign_dagster.settings import Settings
 from compalign_dagster.versions import canonical_json, work_key
+from resources.accelerator import Accelerator
 from resources.storage import Storage
 
 if TYPE_CHECKING:
@@ -47,13 +48,15 @@ log = logging.getLogger(f"compalign_dagster.{__name__}")
     pool=EVALUATION.dagster_pool(),
     op_tags=EVALUATION.k8s_op_tags(),
 )
-def eval_report(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult:
+def eval_report(
+    storage: Storage, accelerator: Accelerator, settings: dg.ResourceParam[Settings]
+) -> dg.MaterializeResult:
     """Agreement with people on held-out images, and retrieval after equal training on each subset.
 
     The reward stands beside cosine, ITM and caption length; the reward-filtered subset beside everything,
     a random and a cosine-filtered subset of equal size, each trained with the same compute.
     """
-    artifact, reused = publish_report(storage, settings)
+    artifact, reused = publish_report(storage, accelerator, settings)
     report = artifact.facts["report"]
     return materialized(
         artifact,
@@ -92,11 +95,18 @@ def evaluation_shards(storage: Storage) -> list[Shard]:
     return shards
 
 
-def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool]:
+def publish_report(storage: Storage, accelerator: Accelerator, settings: Settings) -> tuple[Artifact, bool]:
     """The report on the current dataset."""
     from compalign_dagster.evaluation.downstream import CODE_VERSION as DOWNSTREAM
     from compalign_dagster.evaluation.downstream import DownstreamConfig
 
+    if settings.evaluation_encoder != "small":
+        raise InputError(
+            "setting COMPALIGN_EVALUATION_ENCODER",
+            expected="small, the only network this release trains downstream",
+            found=settings.evaluation_encoder,
+            remedy="Set it to small, or train the filtered dataset with your own BLIP code.",
+        )
     store = storage.store
     dataset = current.read(store) or latest.require(store, keys.FILTERED_DATASET.to_user_string())
     annotations = latest.require(store, keys.COCO_HF_ANNOTATIONS.to_user_string())
@@ -105,7 +115,13 @@ def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool
         config = replace(config, steps=settings.evaluation_steps)
     held_out = evaluation_shards(storage)
     stamps = [(shard.name, storage.evaluation.stat(shard.key)) for shard in held_out]
-    choice = {**vars(config), "seeds": list(config.seeds), "seed": settings.seed, "downstream": DOWNSTREAM}
+    choice = {
+        **vars(config),
+        "seeds": list(config.seeds),
+        "seed": settings.seed,
+        "downstream": DOWNSTREAM,
+        "index": INDEX,
+    }
     key = work_key(
         KIND,
         code_version=CODE_VERSION,
@@ -119,7 +135,7 @@ def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool
     )
 
     def make() -> Artifact:
-        report = _evaluate(storage, settings, dataset, annotations, held_out, config)
+        report = _evaluate(storage, accelerator, settings, dataset, annotations, held_out, config)
         return artifacts.publish(
             store,
             KIND,
@@ -141,6 +157,7 @@ def publish_report(storage: Storage, settings: Settings) -> tuple[Artifact, bool
 
 def _evaluate(
     storage: Storage,
+    accelerator: Accelerator,
     settings: Settings,
     dataset: Artifact,
     annotations: Artifact,
@@ -156,15 +173,14 @@ def _evaluate(
     data = training_data(storage, annotations, [])
     log.info("eval_report: scoring held-out judged images")
     with tempfile.TemporaryDirectory() as folder:
-        network = load_model(_model_of(store, dataset).checkout(Path(folder, "model")))
+        network = load_model(_model_of(store, dataset).checkout(Path(folder, "model")), device=accelerator.pick())
         scores, undecodable = judged_scores(network, data)
     rows = _scores_of(store, dataset)
-    index = {shard.shard: store.fetch(shard.pairs_key) for shard in indexed_shards(store)}
     names = [row["shard"] for row in rows]
     return evaluate(
         Filtered(
             scores=[store.fetch(row["scores_key"]) for row in rows],
-            pairs=[index[name] for name in names],
+            pairs=[store.fetch(row["pairs_key"]) for row in rows],
             policy=Policy.model_validate(dataset.facts["policy"]),
             shards=crawl_shards(storage, names),
         ),

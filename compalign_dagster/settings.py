@@ -57,7 +57,7 @@ PROFILES: dict[str, dict[str, Default]] = {
         "batch_images": Default(8, _UNKNOWN + ": about 64 pairs, 8 images of 5 captions"),
         "pretrain_steps": Default(0, "the backbone comes pre-trained"),
         "train_steps": Default(1000, _UNKNOWN + ": 10 epochs over 800 images"),
-        "evaluation_encoder": Default("blip-b16", "BLIP-B/16, the paper's abstract"),
+        "evaluation_encoder": Default("blip-b16", "BLIP-B/16, the paper's abstract; not trained by this release"),
         "evaluation_steps": Default(100_000, "unknown in the paper; set it to your budget"),
         "device": Default("cuda", _CHOICE),
     },

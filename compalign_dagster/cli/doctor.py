@@ -49,6 +49,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _device(settings)
     yield from _places(settings)
     yield from _backbone(settings)
+    if settings.evaluation_encoder != "small":
+        yield Finding(
+            "evaluation network",
+            f"{settings.evaluation_encoder} is not trained by this release",
+            "Set COMPALIGN_EVALUATION_ENCODER to small.",
+        )
 
 
 def _disk(settings: Settings) -> Finding:

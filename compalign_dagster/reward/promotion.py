@@ -18,48 +18,28 @@ class Gate:
 
 
 def claims(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[tuple[str, bool, str]]:
-    """What the gate asks, whether it holds, and the figure in words: one entry per condition."""
+    """What the gate asks, whether it holds, and why not (or the figure): one entry per condition."""
     gate = gate or Gate()
-    conditions = [
-        ("preference_accuracy", gate.min_preference_accuracy, "agrees with people on held-out images"),
-        ("cross_image_auc", gate.min_cross_image_auc, "rewards compare across images"),
-    ]
-    found = [
-        (
-            f"{meaning}: {name} above {least:g}",
-            _below(metrics, name, least, meaning) is None,
-            _figure(metrics.get(name)),
-        )
-        for name, least, meaning in conditions
-    ]
+    found = []
+    for name, least, meaning in (
+        ("preference_accuracy", gate.min_preference_accuracy, "agreement with people"),
+        ("cross_image_auc", gate.min_cross_image_auc, "calibration across images"),
+    ):
+        refusal = _below(metrics, name, least, meaning)
+        found.append((f"{meaning}: {name} above {least:g}", refusal is None, refusal or _figure(metrics[name])))
     stuck = bool(metrics.get("validation_stuck_at_ln2"))
-    return [
-        *found,
-        (
-            "tells captions apart: validation loss away from ln 2",
-            not stuck,
-            "stuck" if stuck else "not stuck",
-        ),
-    ]
-
-
-def _figure(estimate: Mapping[str, Any] | None) -> str:
-    if not estimate or estimate.get("low") is None:
-        return "not measured"
-    value, low, high = (f"{estimate[name]:.3f}" for name in ("value", "low", "high"))
-    return f"{value}, 95 % interval {low} to {high}, n = {estimate['n']}"
+    why = "The validation loss stayed at ln 2: the model does not tell captions apart."
+    return [*found, ("tells captions apart", not stuck, why if stuck else "validation loss away from ln 2")]
 
 
 def judge(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[str]:
     """Why this model may not be promoted, one sentence each; empty when it may."""
-    gate = gate or Gate()
-    refusals = [
-        _below(metrics, "preference_accuracy", gate.min_preference_accuracy, "agreement with people"),
-        _below(metrics, "cross_image_auc", gate.min_cross_image_auc, "calibration across images"),
-    ]
-    if metrics.get("validation_stuck_at_ln2"):
-        refusals.append("The validation loss stayed at ln 2: the model does not tell captions apart.")
-    return [refusal for refusal in refusals if refusal]
+    return [why for _, holds, why in claims(metrics, gate) if not holds]
+
+
+def _figure(estimate: Mapping[str, Any]) -> str:
+    value, low, high = (f"{estimate[name]:.3f}" for name in ("value", "low", "high"))
+    return f"{value}, 95 % interval {low} to {high}, n = {estimate['n']}"
 
 
 def _below(metrics: Mapping[str, Any], name: str, least: float, meaning: str) -> str | None:
