@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets import keys
+from assets.checks import filtered_dataset as checks
 from assets.judged import crawl_shards
 from assets.reporting import PAGE, PLOT, PREVIEW, claim, counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
@@ -52,7 +53,8 @@ class SelectionConfig(dg.Config):
             asset=keys.FILTERED_DATASET,
             blocking=True,
             description="pairs = kept + dropped + quarantined; kept is exactly the policy's count; all rows.",
-        )
+        ),
+        *checks.SPECS,
     ],
 )
 def filtered_dataset(
@@ -65,8 +67,12 @@ def filtered_dataset(
     policy, trial = _policy(storage, settings, config)
     artifact, reused = publish_dataset(storage, settings, policy, reshard=config.reshard)
     facts = artifact.facts
-    problems = unaccounted(facts)
-    if not trial and not problems:
+    results = [
+        claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", unaccounted(facts)),
+        checks.dataset_meets_expectations(artifact),
+        checks.lineage_verifies(artifact),
+    ]
+    if not trial and all(result.passed for result in results):
         current.move(artifact)
     return materialized(
         artifact,
@@ -84,7 +90,7 @@ def filtered_dataset(
             "budgets": dg.MetadataValue.json(facts["budgets"]),
             "dropped by reason": counts_table("reason", facts["dropped_by_reason"]),
         },
-        checks=[claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", problems)],
+        checks=results,
     )
 
 

@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from assets import keys
+from assets.checks import raw_crawl as checks
 from assets.partitions import CRAWL_BATCHES
 from assets.reporting import PAGE, PREVIEW, claim, counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
@@ -46,7 +47,8 @@ log = logging.getLogger(f"compalign_dagster.{__name__}")
             blocking=True,
             partitions_def=CRAWL_BATCHES,
             description="members = used + quarantined + ignored; captions found = pairs + quarantined; all shards.",
-        )
+        ),
+        *checks.SPECS,
     ],
 )
 def raw_crawl(
@@ -75,7 +77,11 @@ def raw_crawl(
             "quarantined by reason": counts_table("reason", facts["quarantined_by_reason"]),
             "shards not fully readable": facts["shards_not_ok"],
         },
-        checks=[claim("every_member_and_caption_is_accounted_for", unaccounted(facts))],
+        checks=[
+            claim("every_member_and_caption_is_accounted_for", unaccounted(facts)),
+            checks.shards_and_pairs(storage, artifact),
+            checks.usable_share(artifact),
+        ],
     )
 
 

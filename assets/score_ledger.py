@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets import keys, promoted_model
+from assets.checks import score_ledger as checks
 from assets.reporting import counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.scoring import tables
 from compalign_dagster.scoring.ledger import coverage, fold
+from compalign_dagster.settings import Settings
 from compalign_dagster.store import Store
 from compalign_dagster.versions import digest_json, work_key
 from resources.storage import Storage
@@ -35,8 +37,9 @@ _MODELS_KEPT = 2  # the promoted one, and the one before it, which serves until 
     owners=keys.OWNERS,
     kinds={"parquet"},
     code_version=str(CODE_VERSION),
+    check_specs=checks.SPECS,
 )
-def score_ledger(storage: Storage) -> dg.MaterializeResult:
+def score_ledger(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult:
     """One row per live shard and model: where its scores are, and of which batch.
 
     Batches are folded in the order of the batch log: added, superseded, removed.
@@ -57,6 +60,7 @@ def score_ledger(storage: Storage) -> dg.MaterializeResult:
             "coverage": dg.MetadataValue.json(facts["coverage"]),
             "shards by batch": counts_table("batch", facts["shards_by_batch"]),
         },
+        checks=[checks.ledger_meets_expectations(artifact), checks.a_model_covers_the_live_crawl(artifact, settings)],
     )
 
 

@@ -9,6 +9,7 @@ import dagster as dg
 import duckdb
 
 from assets import keys, promoted_model
+from assets.checks import scored_shards as checks
 from assets.needs import SCORING
 from assets.partitions import CRAWL_BATCHES
 from assets.reporting import claim, materialized
@@ -46,7 +47,8 @@ log = logging.getLogger(f"compalign_dagster.{__name__}")
             blocking=True,
             partitions_def=CRAWL_BATCHES,
             description="Exact SQL over all rows: pairs = scored + quarantined, no occurrence twice, no NaN.",
-        )
+        ),
+        *checks.SPECS,
     ],
 )
 def scored_shards(
@@ -70,7 +72,10 @@ def scored_shards(
                          "pairs_per_second")
             if facts[name] is not None
         },
-        checks=[claim("every_pair_has_one_finite_reward_or_a_reason", facts["problems"])],
+        checks=[
+            claim("every_pair_has_one_finite_reward_or_a_reason", facts["problems"]),
+            checks.scores(storage, artifact),
+        ],
     )  # fmt: skip
 
 

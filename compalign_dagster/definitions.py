@@ -19,7 +19,9 @@ from assets import (
     score_ledger,
     scored_shards,
 )
-from assets.checks import ALL_CHECKS
+from assets.checks.coco_hf_annotations import judgements
+from assets.checks.eval_report import report_is_sound
+from assets.checks.reward_model import would_pass_the_gate
 from compalign_dagster.settings import Settings, load
 from resources.accelerator import Accelerator
 from resources.storage import Storage
@@ -45,7 +47,7 @@ def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | 
     settings = settings or load()
     return dg.Definitions(
         assets=automated(ASSETS),
-        asset_checks=ALL_CHECKS,
+        asset_checks=[judgements, would_pass_the_gate, report_is_sound],
         jobs=JOBS,
         sensors=[crawl_arrivals, automation],
         resources={

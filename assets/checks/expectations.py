@@ -28,6 +28,7 @@ def validate(
     *,
     severity: dg.AssetCheckSeverity,
     may_be_empty: bool = False,
+    name: str | None = None,
 ) -> dg.AssetCheckResult:
     """Validate frames; each is (name, table, what it covers, expectations).
 
@@ -41,27 +42,28 @@ def validate(
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas("frames")
     problems, evaluated = [], 0
-    for name, table, covers, expectations in frames:
+    for frame, table, covers, expectations in frames:
         if table.num_rows == 0:
-            problems += [] if may_be_empty else [f"{name}: no rows"]
+            problems += [] if may_be_empty else [f"{frame}: no rows"]
             continue
         batch = (
-            source.add_dataframe_asset(name)
+            source.add_dataframe_asset(frame)
             .add_batch_definition_whole_dataframe("all")
             .get_batch(batch_parameters={"dataframe": table.to_pandas()})
         )
-        suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
+        suite = gx.ExpectationSuite(name=frame, expectations=list(expectations))
         for result in batch.validate(suite, result_format="SUMMARY").results:
             evaluated += 1
             if not result.success:
-                problems.append(f"{name} ({covers}): {_sentence(result)}")
+                problems.append(f"{frame} ({covers}): {_sentence(result)}")
     return dg.AssetCheckResult(
+        check_name=name,
         passed=not problems,
         severity=severity,
         description=problems[0] if problems else f"{evaluated} expectations hold",
         metadata={
             "expectations": evaluated,
-            "covers": dg.MetadataValue.md("\n".join(f"- {name}: {covers}" for name, _, covers, _ in frames)),
+            "covers": dg.MetadataValue.md("\n".join(f"- {frame}: {covers}" for frame, _, covers, _ in frames)),
             "problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems) or "none"),
         },
     )

@@ -5,22 +5,29 @@ import duckdb
 
 from assets import keys
 from assets.checks.expectations import seeded_sample, validate
-from compalign_dagster import latest, parquet
+from compalign_dagster import parquet
+from compalign_dagster.artifacts import Artifact
 from compalign_dagster.lineage.chain import verify
-from resources.storage import Storage
+
+SPECS = [
+    dg.AssetCheckSpec(
+        asset=keys.FILTERED_DATASET,
+        name="dataset_meets_expectations",
+        blocking=True,
+        description="Great Expectations: one row per shard made by DuckDB (complete) and a sample of kept pairs.",
+    ),
+    dg.AssetCheckSpec(
+        asset=keys.FILTERED_DATASET,
+        name="lineage_verifies_from_files",
+        description="Walks the manifests from the dataset to the index of every landed shard; compares digests.",
+    ),
+]
 
 
-@dg.asset_check(
-    asset=keys.FILTERED_DATASET,
-    name="dataset_meets_expectations",
-    blocking=True,
-    description="Great Expectations: one row per shard made by DuckDB (complete) and a seeded sample of kept pairs.",
-)
-def dataset_meets_expectations(storage: Storage) -> dg.AssetCheckResult:
+def dataset_meets_expectations(artifact: Artifact) -> dg.AssetCheckResult:
     """No kept occurrence was dropped too; places and ids are readable."""
     import great_expectations.expectations as gxe
 
-    artifact = latest.require(storage.store, keys.FILTERED_DATASET.to_user_string())
     kept, covers = seeded_sample(parquet.read(artifact.fetch("kept.parquet")))
     with duckdb.connect() as connection:
         shards = connection.sql(
@@ -59,20 +66,16 @@ def dataset_meets_expectations(storage: Storage) -> dg.AssetCheckResult:
                 ],
             ),
         ],
+        name="dataset_meets_expectations",
         severity=dg.AssetCheckSeverity.ERROR,
     )
 
 
-@dg.asset_check(
-    asset=keys.FILTERED_DATASET,
-    name="lineage_verifies_from_files",
-    description="Walks the manifests from the dataset to the index of every landed shard; compares digests.",
-)
-def lineage_verifies(storage: Storage) -> dg.AssetCheckResult:
+def lineage_verifies(artifact: Artifact) -> dg.AssetCheckResult:
     """Every input that a manifest names exists and is what it was."""
-    artifact = latest.require(storage.store, keys.FILTERED_DATASET.to_user_string())
     problems = verify(artifact)
     return dg.AssetCheckResult(
+        check_name="lineage_verifies_from_files",
         passed=not problems,
         severity=dg.AssetCheckSeverity.ERROR,
         metadata={"problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none")},

@@ -6,25 +6,35 @@ import pyarrow as pa
 from assets import keys
 from assets.checks.expectations import seeded_sample, validate
 from assets.partitions import CRAWL_BATCHES
-from compalign_dagster import latest, parquet
+from compalign_dagster import parquet
+from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.tables import PAIRS
 from resources.storage import Storage
 
 _MOST_QUARANTINED = 0.5  # of a shard's captions; above it the shard is more likely broken than noisy
 
 
-@dg.asset_check(
-    asset=keys.RAW_CRAWL,
-    name="shards_and_pairs_meet_expectations",
-    blocking=True,
-    partitions_def=CRAWL_BATCHES,
-    description="Great Expectations: one row per shard (complete) and a seeded sample of pairs.",
-)
-def shards_and_pairs(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
+SPECS = [
+    dg.AssetCheckSpec(
+        asset=keys.RAW_CRAWL,
+        name="shards_and_pairs_meet_expectations",
+        blocking=True,
+        partitions_def=CRAWL_BATCHES,
+        description="Great Expectations: one row per shard (complete) and a seeded sample of pairs.",
+    ),
+    dg.AssetCheckSpec(
+        asset=keys.RAW_CRAWL,
+        name="most_captions_of_every_shard_are_usable",
+        partitions_def=CRAWL_BATCHES,
+        description="A warning for shards of which more than half of the captions were quarantined; all shards.",
+    ),
+]
+
+
+def shards_and_pairs(storage: Storage, artifact: Artifact) -> dg.AssetCheckResult:
     """Statuses are known, most captions survive; ids, places and sizes look as documented."""
     import great_expectations.expectations as gxe
 
-    artifact = latest.require(storage.store, keys.RAW_CRAWL.to_user_string(), context.partition_key)
     shards = parquet.read(artifact.fetch("shards.parquet"))
     tables = [parquet.read(storage.store.fetch(key)) for key in map(str, shards["pairs_key"].to_pylist())]
     pairs, covers = seeded_sample(pa.concat_tables(tables) if tables else PAIRS.empty_table())
@@ -54,20 +64,14 @@ def shards_and_pairs(context: dg.AssetCheckExecutionContext, storage: Storage) -
                 ],
             ),
         ],
+        name="shards_and_pairs_meet_expectations",
         severity=dg.AssetCheckSeverity.ERROR,
         may_be_empty=shards.num_rows == 0,  # a batch that only removes shards
     )
 
 
-@dg.asset_check(
-    asset=keys.RAW_CRAWL,
-    name="most_captions_of_every_shard_are_usable",
-    partitions_def=CRAWL_BATCHES,
-    description="A warning for shards of which more than half of the captions were quarantined; all shards.",
-)
-def usable_share(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
+def usable_share(artifact: Artifact) -> dg.AssetCheckResult:
     """A shard above the share is more likely broken than noisy; it does not hold up its batch."""
-    artifact = latest.require(storage.store, keys.RAW_CRAWL.to_user_string(), context.partition_key)
     rows = parquet.read(artifact.fetch("shards.parquet")).to_pylist()
     bad = [
         f"{row['shard']}: {row['quarantined_captions']:,} of {row['captions']:,} captions"
@@ -75,6 +79,7 @@ def usable_share(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg
         if row["quarantined_captions"] > _MOST_QUARANTINED * row["captions"] or row["status"] == "unreadable"
     ]
     return dg.AssetCheckResult(
+        check_name="most_captions_of_every_shard_are_usable",
         passed=not bad,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"shards": dg.MetadataValue.md("\n".join(f"- {text}" for text in bad[:50]) or "none")},

@@ -7,25 +7,29 @@ import pyarrow as pa
 from assets import keys
 from assets.checks.expectations import seeded_sample, validate
 from assets.partitions import CRAWL_BATCHES
-from compalign_dagster import latest, parquet
+from compalign_dagster import parquet
+from compalign_dagster.artifacts import Artifact
 from compalign_dagster.scoring.tables import SCORES
 from resources.storage import Storage
 
 _LEAST_ROWS_TO_VARY = 10  # a shard of a few pairs may well have equal rewards
 
 
-@dg.asset_check(
-    asset=keys.SCORED_SHARDS,
-    name="scores_meet_expectations",
-    blocking=True,
-    partitions_def=CRAWL_BATCHES,
-    description="Great Expectations: one row per shard made by DuckDB (complete) and a seeded sample of scores.",
-)
-def scores(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
+SPECS = [
+    dg.AssetCheckSpec(
+        asset=keys.SCORED_SHARDS,
+        name="scores_meet_expectations",
+        blocking=True,
+        partitions_def=CRAWL_BATCHES,
+        description="Great Expectations: one row per shard made by DuckDB (complete) and a seeded sample of scores.",
+    ),
+]
+
+
+def scores(storage: Storage, artifact: Artifact) -> dg.AssetCheckResult:
     """A constant reward is a broken model; one model per batch; cosine and ITM lie in their ranges."""
     import great_expectations.expectations as gxe
 
-    artifact = latest.require(storage.store, keys.SCORED_SHARDS.to_user_string(), context.partition_key)
     rows = parquet.read(artifact.fetch("shards.parquet")).to_pylist()
     paths = [str(storage.store.fetch(row["scores_key"])) for row in rows if row["scored"]]
     shards = per_shard(paths)
@@ -53,6 +57,7 @@ def scores(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.Asset
                 ],
             ),
         ],
+        name="scores_meet_expectations",
         severity=dg.AssetCheckSeverity.ERROR,
         may_be_empty=not rows,  # every shard of the batch was superseded or removed since
     )

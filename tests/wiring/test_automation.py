@@ -75,11 +75,12 @@ def test_a_second_batch_is_scored_alone(ticks):
     (source,) = (extra / "landing" / "sample").glob("*.tar")
     source.rename(pipeline.settings.home / "landing" / "sample" / "90000.tar")
     pipeline.must("land_batch")
-    assert ticks.tick() == {("raw_crawl", "batch-00002")}
-    pipeline.must("index_batch", "batch-00002")
-    assert ticks.tick() == {("scored_shards", "batch-00002")}
+    # One run for both: a blocking check of the first stops the second inside it.
+    assert ticks.tick() == {("raw_crawl", "batch-00002"), ("scored_shards", "batch-00002")}
     pipeline.must("score_batch", "batch-00002")
-    assert ticks.tick() == {("score_ledger", None)}
+    requested = ticks.tick()
+    assert ("score_ledger", None) in requested
+    assert all(partition is None for _, partition in requested)
 
 
 def test_the_same_bytes_again_keep_everything_quiet(ticks):
