@@ -84,7 +84,7 @@ def remember_in(folder: Path | None) -> None:
 
 
 @cache
-def encoders(max_tokens: int = MAX_TOKENS) -> Encoders:
+def encoders(max_tokens: int) -> Encoders:
     """The encoders of this process."""
     return Encoders(max_tokens, folder=_folder)
 
@@ -95,13 +95,13 @@ def frozen_features(images: Iterable[Image.Image]) -> np.ndarray:
     for image in images:
         waiting.append(pixels(image, IMAGE_PX))
         if len(waiting) == _IMAGE_BATCH:
-            found.append(encoders().images(torch.stack(waiting)).numpy())
+            found.append(encoders(MAX_TOKENS).images(torch.stack(waiting)).numpy())
             waiting = []
     if waiting:
-        found.append(encoders().images(torch.stack(waiting)).numpy())
+        found.append(encoders(MAX_TOKENS).images(torch.stack(waiting)).numpy())
     return np.concatenate(found) if found else np.empty((0, IMAGE_FEATURES), dtype=np.float32)
 
 
 def text_features(captions: Sequence[str]) -> np.ndarray:
     """Frozen unit vectors of captions, float32 [N, 384], in their order."""
-    return encoders().captions(captions).numpy()
+    return encoders(MAX_TOKENS).captions(captions).numpy()

@@ -251,3 +251,19 @@ def test_records_cut_short_or_altered_are_computed_again(tmp_path):
 
 def test_no_keys_give_an_empty_table():
     assert FeatureMemory("m", 2).lookup([], of([])).shape == (0, 2)
+
+
+def test_features_a_model_computed_are_not_computed_again_for_the_evaluation():
+    from PIL import Image
+
+    from compalign_dagster.reward.config import reward_config
+    from compalign_dagster.reward.offline import OfflineReward
+    from compalign_dagster.reward.offline_encoders import text_features
+
+    model = OfflineReward(reward_config({"backbone": "offline"}))
+    captions = ["a caption that only this test has", "and another one"]
+    image = model.prepare(Image.new("RGB", (32, 32), (1, 2, 3)))
+    model(model.encode_images(image[None]), captions, torch.tensor([0, 0]))
+    computed = model.frozen.text_memory.computed
+    text_features(captions)
+    assert model.frozen.text_memory.computed == computed
