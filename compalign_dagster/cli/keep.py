@@ -28,15 +28,16 @@ def command(patterns: tuple[str, ...], fraction: str, out: Path) -> None:
     compalign keep --scores 'scores/*.parquet' --fraction 0.105 --out kept.parquet
     """
     from compalign_dagster.cli.files import find_tables, table_file
+    from compalign_dagster.selection.dataset import selection_table
     from compalign_dagster.selection.policy import Policy, parse_fraction
     from compalign_dagster.selection.select import decide
     from compalign_dagster.selection.tables import SELECTION
 
     policy = Policy(keep_fraction=parse_fraction(fraction, "option --fraction"))
     decided = decide(find_tables(patterns), policy)
-    kept = decided.filter(decided["kept"]).select(SELECTION.names)
+    kept = selection_table(decided)
     with table_file(out, SELECTION) as table:
-        table.write_table(kept.to_arrow().cast(SELECTION))
-    rewards = kept["reward"].to_list()
-    cut = f", rewards from {min(rewards):.4f}" if rewards else ""
-    click.echo(f"kept {kept.height:,} of {decided.height:,} pairs{cut}: {out}")
+        table.write_table(kept)
+    rewards = kept["reward"].to_numpy()
+    cut = f", rewards from {rewards.min():.4f}" if len(rewards) else ""
+    click.echo(f"kept {kept.num_rows:,} of {decided.height:,} pairs{cut}: {out}")

@@ -39,10 +39,6 @@ class ScoringConfig:
     image_pixels: int = 89_478_485  # refuse to decode more
     threads: int | None = None  # of torch; None leaves them as they are
 
-    def changes_bytes(self) -> dict[str, str | int]:
-        """The settings that belong in a work key."""
-        return {"precision": self.precision, "image_pixels": self.image_pixels}
-
 
 @dataclass(frozen=True)
 class ShardScores:

@@ -158,11 +158,6 @@ def test_pairs_of_another_shard_and_unknown_precisions_are_refused(shard, pairs)
         score_shard(Counting(), "v", shard, pairs, ScoringConfig(precision="fp16"))
 
 
-def test_only_what_changes_bytes_belongs_in_a_work_key():
-    config = ScoringConfig()
-    assert set(config.changes_bytes()) == {"precision", "image_pixels"}
-
-
 def test_facts_of_many_shards_add_up(shard, pairs):
     found = [score_shard(Counting(), "v", shard, part) for part in (pairs.slice(0, 4), pairs.slice(4))]
     facts = total(found)
