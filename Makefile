@@ -4,19 +4,47 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+S3_VENV := .venv-s3
+S3_STAMP := $(S3_VENV)/.installed
 PHOTOS ?= $(wildcard ../shared/datapack)
 
-.PHONY: setup demo ui test gates photos clean
+FETCH_VENV := .venv-img2dataset
+FETCH_STAMP := $(FETCH_VENV)/.installed
+
+.PHONY: setup s3-server img2dataset demo ui test gates photos clean
 
 setup: $(STAMP) ## the environment, from constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
-	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,photos]'; \
+	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,photos,signals]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check \
-	    -c constraints.txt -e '.[dev,photos]'; \
+	    -c constraints.txt -e '.[dev,photos,signals]'; \
+	fi
+	@touch $@
+
+s3-server: $(S3_STAMP) ## the S3 server that the system tests start on loopback
+
+$(S3_STAMP): tests/s3-server.txt
+	@if command -v uv >/dev/null; then \
+	  uv venv -q --allow-existing --python $(PYTHON) $(S3_VENV) && \
+	  uv pip install -q --python $(S3_VENV)/bin/python -r $<; \
+	else \
+	  $(PYTHON) -m venv $(S3_VENV) && $(S3_VENV)/bin/python -m pip install -q --disable-pip-version-check -r $<; \
+	fi
+	@touch $@
+
+img2dataset: $(FETCH_STAMP) ## what `compalign land --urls` fetches with
+
+$(FETCH_STAMP): deploy/img2dataset.txt
+	@if command -v uv >/dev/null; then \
+	  uv venv -q --allow-existing --python $(PYTHON) $(FETCH_VENV) && \
+	  uv pip install -q --python $(FETCH_VENV)/bin/python -r $<; \
+	else \
+	  $(PYTHON) -m venv $(FETCH_VENV) && \
+	  $(FETCH_VENV)/bin/python -m pip install -q --disable-pip-version-check -r $<; \
 	fi
 	@touch $@
 
@@ -26,7 +54,7 @@ demo: setup ## land the sample crawl and materialise everything
 ui: setup ## the Dagster UI on the same instance, sensors running, pages served on loopback
 	@$(BIN)/compalign ui
 
-test: setup gates ## the gates: format, lint, types, import contracts, definitions, tests, wheel
+test: setup s3-server gates ## the gates: format, lint, types, import contracts, definitions, tests, wheel
 
 gates:
 	$(BIN)/ruff format --check .
@@ -43,4 +71,4 @@ photos: setup ## the photos profile, end to end (needs the data pack; PHOTOS=fol
 	@COMPALIGN_PROFILE=photos $(BIN)/compalign demo
 
 clean: ## everything that was made here
-	rm -rf $(VENV) var dist build
+	rm -rf $(VENV) $(S3_VENV) $(FETCH_VENV) var dist build

@@ -12,7 +12,7 @@ from assets.reporting import PAGE, claim, counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.annotation import tables
 from compalign_dagster.annotation.assemble import CODE_VERSION, Annotations, assemble, problems_in
-from compalign_dagster.annotation.read import read_annotations
+from compalign_dagster.annotation.read import named, read_exports
 from compalign_dagster.annotation.summary import summarize
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.crawl.index import CODE_VERSION as INDEX
@@ -87,7 +87,8 @@ def publish_annotations(storage: Storage, settings: Settings) -> tuple[Artifact,
     )
 
     def make() -> Artifact:
-        read = read_annotations([f"{storage.labels_url}/{entry.key}" for entry in exports])
+        labels = storage.labels
+        read = read_exports(named((labels, entry.key) for entry in exports))
         annotations = assemble(*read, label_shards(storage), seed=settings.seed)
         return _publish(storage, key, inputs, config, annotations)
 

@@ -17,7 +17,7 @@ from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.crawl.index import CODE_VERSION as INDEX
-from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.crawl.shards import Shard, is_shard
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.selection import current
 from compalign_dagster.settings import Settings
@@ -84,11 +84,11 @@ def headline(report: dict[str, Any]) -> dict[str, float]:
 def evaluation_shards(storage: Storage) -> list[Shard]:
     """The clean held-out shards; an error that says where to put some otherwise."""
     store = storage.evaluation
-    shards = [Shard(entry.key, store, entry.key) for entry in store.list() if entry.key.endswith(".tar")]
+    shards = [Shard(entry.key, store, entry.key) for entry in store.list() if is_shard(entry.key)]
     if not shards:
         raise CompalignError(
             f"evaluation shards in {storage.evaluation_url}",
-            expected="at least one .tar of clean pairs",
+            expected="at least one shard of clean pairs",
             found="none",
             remedy="Put shards there or set COMPALIGN_EVALUATION.",
         )

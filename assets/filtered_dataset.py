@@ -1,5 +1,6 @@
 """`filtered_dataset`: exactly k pairs by the policy in force, why each other one was dropped, `current`."""
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -15,13 +16,15 @@ from assets.judged import crawl_shards
 from assets.reporting import PAGE, PLOT, PREVIEW, claim, counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
+from compalign_dagster.crawl.index import make_pair_id
 from compalign_dagster.crawl.shards import Shard, read_member
-from compalign_dagster.errors import CompalignError
+from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.selection import current, dataset, tables
 from compalign_dagster.selection.in_force import PolicyInForce, adopt, in_force
 from compalign_dagster.selection.policy import Policy, keep_count, parse_fraction
 from compalign_dagster.selection.select import CODE_VERSION, decide
 from compalign_dagster.settings import Settings
+from compalign_dagster.store import ObjectMissingError
 from compalign_dagster.versions import work_key
 from resources.storage import Storage
 
@@ -65,15 +68,17 @@ def filtered_dataset(
     One cut over the rewards of one model, by the selection policy in force. `current` moves last.
     """
     policy, trial = _policy(storage, settings, config)
-    artifact, reused = publish_dataset(storage, settings, policy, reshard=config.reshard)
+    ledger, ledger_version = latest.numbered(storage.store, keys.SCORE_LEDGER.to_user_string())
+    artifact, reused = publish_dataset(storage, settings, policy, ledger, reshard=config.reshard)
     facts = artifact.facts
     results = [
         claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", unaccounted(facts)),
         checks.dataset_meets_expectations(artifact),
         checks.lineage_verifies(artifact),
     ]
+    moved = False
     if not trial and all(result.passed for result in results):
-        current.move(artifact)
+        moved = current.move(artifact, policy=policy.version, ledger=ledger_version)
     return materialized(
         artifact,
         storage,
@@ -84,6 +89,7 @@ def filtered_dataset(
             **{name: facts[name] for name in ("pairs", "kept", "dropped", "quarantined", "images_kept", "coverage")},
             "keep_rate": facts["kept"] / facts["pairs"] if facts["pairs"] else 0.0,
             "trial": dg.MetadataValue.bool(trial),
+            "current": dg.MetadataValue.bool(moved),
             "policy_version": policy.version,
             "model_version": facts["model_version"] or "",
             "policy": dg.MetadataValue.json(facts["policy"]),
@@ -148,11 +154,10 @@ def _rows_in_force(ledger: Artifact, settings: Settings) -> tuple[list[dict], fl
 
 
 def publish_dataset(
-    storage: Storage, settings: Settings, policy: PolicyInForce, *, reshard: bool = False
+    storage: Storage, settings: Settings, policy: PolicyInForce, ledger: Artifact, *, reshard: bool = False
 ) -> tuple[Artifact, bool]:
-    """The dataset that a policy makes of the newest ledger."""
+    """The dataset that a policy makes of a ledger."""
     store = storage.store
-    ledger = latest.require(store, keys.SCORE_LEDGER.to_user_string())
     rows, coverage = _rows_in_force(ledger, settings)
     choice = {"policy": policy.policy.model_dump(mode="json"), "reshard": reshard, "coverage": coverage}
     key = work_key(
@@ -201,6 +206,17 @@ def _reshard(storage: Storage, made: dataset.FilteredDataset, folder: Path) -> d
     return {f"shards/{path.name}": path for path in reshard(made.kept, shards, folder)}
 
 
+def _picture(storage: Storage, row: dict) -> bytes:
+    """A pair's image, empty where other bytes lie by now: the log learns of that later, and the dataset goes on."""
+    shard = Shard(row["shard"], storage.landing, row["shard"])
+    try:
+        data = read_member(shard, row["image_offset"], row["image_length"])
+    except (InputError, ObjectMissingError) as error:
+        log.warning("filtered_dataset: a pair is shown without its picture: %s", error)
+        return b""
+    return data if make_pair_id(hashlib.sha256(data).digest(), row["caption"].encode()) == row["pair_id"] else b""
+
+
 def _views(
     storage: Storage, facts: dict[str, Any], histogram: dict[str, list], examples: dict[str, list[dict]]
 ) -> dict[str, bytes]:
@@ -210,9 +226,8 @@ def _views(
     from compalign_dagster.pages.images import contact_sheet
 
     def card(row: dict) -> Card:
-        shard = Shard(row["shard"], storage.landing, row["shard"])
         return Card(
-            image=read_member(shard, row["image_offset"], row["image_length"]),
+            image=_picture(storage, row),
             caption=row["caption"],
             reward=row["reward"],
             note=f"{row['reason'] or 'kept'} · {row['shard']} {row['key']}",

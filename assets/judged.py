@@ -3,7 +3,7 @@
 from compalign_dagster import parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import IndexedShard, pairs_of
-from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.crawl.shards import Shard, is_shard
 from compalign_dagster.reward.data import TrainingData
 from resources.storage import Storage
 
@@ -17,7 +17,7 @@ def label_shards(storage: Storage) -> list[Shard]:
     return [
         Shard(entry.key.removeprefix(SHARD_FOLDER), store, entry.key)
         for entry in store.list(SHARD_FOLDER)
-        if entry.key.endswith(".tar")
+        if is_shard(entry.key)
     ]
 
 

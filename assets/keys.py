@@ -11,6 +11,8 @@ REWARD_MODEL = dg.AssetKey("reward_model")
 PROMOTED_MODEL = dg.AssetKey("promoted_model")
 SCORED_SHARDS = dg.AssetKey("scored_shards")
 SCORE_LEDGER = dg.AssetKey("score_ledger")
+CAPTION_SIGNALS = dg.AssetKey("caption_signals")
+DUPLICATE_GROUPS = dg.AssetKey("duplicate_groups")
 FILTERED_DATASET = dg.AssetKey("filtered_dataset")
 EVAL_REPORT = dg.AssetKey("eval_report")
 

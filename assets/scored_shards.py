@@ -168,11 +168,16 @@ def _score_shard(
         batch_images=accelerator.batch_images,
     )
     pairs = parquet.read(storage.store.fetch(shard.pairs_key))
-    require_delivered(storage.landing, shard.delivery)
+    landing = storage.landing
+    require_delivered(landing, shard.delivery)
     result = score_shard(
-        network, model.facts["model_version"], Shard(shard.shard, storage.landing, shard.shard), pairs, config
+        network,
+        model.facts["model_version"],
+        Shard(shard.shard, landing, shard.shard, shard.delivery.stamp),
+        pairs,
+        config,
     )
-    require_delivered(storage.landing, shard.delivery)  # it may have been written over while it was read
+    require_delivered(landing, shard.delivery)  # on a disk it may have been written over in place while it was read
     return artifacts.publish(
         storage.store,
         SHARD_KIND,

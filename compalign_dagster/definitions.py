@@ -9,7 +9,9 @@ from typing import Any
 import dagster as dg
 
 from assets import (
+    caption_signals,
     coco_hf_annotations,
+    duplicate_groups,
     eval_report,
     external,
     filtered_dataset,
@@ -32,11 +34,13 @@ from sensors.jobs import JOBS
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     *external.EXTERNAL_ASSETS,
     raw_crawl.raw_crawl,
+    caption_signals.caption_signals_of_batch,
     coco_hf_annotations.coco_hf_annotations,
     reward_model.reward_model,
     promoted_model.promoted_model,
     scored_shards.scored_shards,
     score_ledger.score_ledger,
+    duplicate_groups.duplicate_groups,
     filtered_dataset.filtered_dataset,
     eval_report.eval_report,
 ]
@@ -46,7 +50,7 @@ def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | 
     """The definitions under these settings, with some resources replaced."""
     settings = settings or load()
     return dg.Definitions(
-        assets=automated(ASSETS),
+        assets=automated(ASSETS, settings),
         asset_checks=[judgements, would_pass_the_gate, report_is_sound],
         jobs=JOBS,
         sensors=[crawl_arrivals, automation],

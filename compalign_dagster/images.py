@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,6 +29,8 @@ _OTHERS = (  # what files called .jpg on the web also are: offset, magic, name
     (0, b"8BPS", "PSD"),
     (0, b"%PDF", "PDF"),
 )
+_THUMBNAIL = (32, 32)
+_DRAFT = (64, 64)  # a JPEG is scaled down while it is decoded, to no less than this
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,6 +64,8 @@ class ImageFacts:
     format: str
     width: int
     height: int
+    thumbnail: Image.Image = field(compare=False, repr=False)
+    """Upright, grey, 32 x 32 pixels whatever the sides were, transparency over white."""
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -78,19 +82,20 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Verify that `decode` would succeed, at less cost: JPEGs are read to the end but scaled down.
+    """Verify that `decode` would succeed, at less cost: JPEGs are read to the end, but small and grey.
 
     Raises:
         ImageRejected: as `decode`.
     """
     with _opened(data, max_pixels) as image:
         width, height = image.size
-        if _orientation(image) >= 5:  # the four that swap the sides
+        orientation = _orientation(image)
+        if orientation >= 5:  # the four that swap the sides
             width, height = height, width
         form = image.format or "unknown"
-        image.draft(None, (1, 1))
+        image.draft("L", _DRAFT)
         image.load()
-        return ImageFacts(form, width, height)
+        return ImageFacts(form, width, height, _thumbnail(image, orientation))
 
 
 @contextmanager
@@ -150,3 +155,10 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _thumbnail(image: Image.Image, orientation: int) -> Image.Image:
+    plain = image.mode in ("L", "RGB", "CMYK") and not image.has_transparency_data
+    small = (image if plain else _rgb(image)).resize(_THUMBNAIL, Image.Resampling.BOX)
+    grey = small.convert("L")
+    return grey.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else grey

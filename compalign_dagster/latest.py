@@ -12,8 +12,6 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.store import Store
 
-_ATTEMPTS = 20  # writers of one name are few; losing this often means something else is wrong
-
 
 def _name(kind: str, partition: str | None) -> str:
     return "/".join(part for part in ("latest", kind, partition) if part)
@@ -27,36 +25,32 @@ def latest(store: Store, kind: str, partition: str | None = None) -> Artifact | 
 
 def require(store: Store, kind: str, partition: str | None = None) -> Artifact:
     """The newest materialised artifact of a kind; an error that says what to materialise otherwise."""
-    found = latest(store, kind, partition)
-    if found is None:
+    return numbered(store, kind, partition)[0]
+
+
+def numbered(store: Store, kind: str, partition: str | None = None) -> tuple[Artifact, int]:
+    """As `require`, and its number: a newer materialisation has a larger one, of an old artifact too."""
+    fact = decisions.current(store, _name(kind, partition))
+    found = artifacts.load(store, fact.value["manifest"]) if fact else None
+    if fact is None or found is None:
         raise CompalignError(
             f"{kind}{f' of {partition}' if partition else ''} in {store.url}",
             expected="a published artifact",
             found="none",
             remedy=f"Materialise {kind} first.",
         )
-    return found
+    return found, fact.version
 
 
 def point(artifact: Artifact) -> None:
     """Make this the newest artifact of its kind; nothing is written when it already is."""
-    name = _name(artifact.kind, artifact.partition)
-    for _ in range(_ATTEMPTS):
-        fact = decisions.current(artifact.store, name)
-        if fact and fact.value["manifest"] == artifact.manifest_key:
-            return
-        value = {"manifest": artifact.manifest_key, "data_version": artifact.data_version}
-        try:
-            decisions.decide(artifact.store, name, value, after=fact.version if fact else 0)
-        except CompalignError:
-            continue  # somebody else was faster: look again
-        return
-    raise CompalignError(
-        f"fact {name} in {artifact.store.url}",
-        expected="to be written within a few attempts",
-        found=f"{_ATTEMPTS} lost races",
-        remedy="Check what else writes to this store.",
-    )
+
+    def choose(newest: decisions.Decision | None) -> dict[str, str] | None:
+        if newest and newest.value["manifest"] == artifact.manifest_key:
+            return None
+        return {"manifest": artifact.manifest_key, "data_version": artifact.data_version}
+
+    decisions.move(artifact.store, _name(artifact.kind, artifact.partition), choose)
 
 
 def history(store: Store, kind: str, partition: str | None = None) -> list[Artifact]:

@@ -36,8 +36,12 @@ PROFILES: dict[str, dict[str, Default]] = {
         "backbone": Default("blip-tiny", "small enough to train from scratch on a laptop"),
         "keep_fraction": Default(Decimal("0.30"), "the paper's method figure: top 30 % by reward"),
         "settle_seconds": Default(5, "the sample's shards are renamed into place whole"),
+        "batch_wait_minutes": Default(0, "a sample is there to be watched"),
+        "arrival_sweep_minutes": Default(0, "a few shards are listed in no time"),
+        "refilter_wait_seconds": Default(5, "a sample is there to be watched"),
     },
     "photos": {
+        "batch_wait_minutes": Default(0, "a photo crawl lands whole"),
         "backbone": Default("offline", "encoders inside PyPI wheels: no model hub needed"),
         "evaluation_steps": Default(360, "30,000 pairs need more steps than the sample's 4,000"),
         "keep_fraction": Default(Decimal("0.30"), "the paper's method figure: top 30 % by reward"),
@@ -78,11 +82,48 @@ class Settings(BaseSettings):
     pages_port: int = Field(3001, ge=1, le=65535, description="Loopback port that serves the store's pages.")
 
     batch_max_shards: int = Field(100, ge=1, description="Most shards in one batch (one partition).")
-    settle_seconds: float = Field(30, ge=0, description="Seconds a shard must lie unchanged before it counts.")
+    batch_max_pairs: int = Field(
+        1_000_000, ge=1, description="Pairs in one batch, estimated: a batch that reaches them is full."
+    )
+    batch_wait_minutes: float = Field(
+        15, ge=0, description="Minutes that a batch which is not full waits for more shards; 0 seals at once."
+    )
+    settle_seconds: float = Field(
+        30,
+        ge=0,
+        description="Seconds a shard must lie unchanged on a disk before it counts; a bucket has no half files.",
+    )
+    landing_complete: Literal["settled", "stats", "success"] = Field(
+        "settled",
+        description="What else a shard needs to count: nothing, its `NAME_stats.json`, or `_SUCCESS` in its folder.",
+    )
+    arrival_patience_minutes: float = Field(
+        60, ge=0, description="Minutes after which an incomplete shard is set aside with a warning."
+    )
+    arrival_sweep_minutes: float = Field(
+        10, ge=0, description="Least minutes between two sweeps of the whole landing folder."
+    )
+    arrival_tick_seconds: float = Field(
+        20, gt=0, le=40, description="Wall clock that one tick of the arrival sensor may use; Dagster kills it at 60."
+    )
+    arrival_tick_batches: int = Field(
+        100, ge=1, description="Most batches that one tick registers; the next goes on with the rest."
+    )
+    refilter_wait_seconds: float = Field(
+        60,
+        ge=0,
+        description="Seconds without new scores before the dataset is filtered again by itself; after five times "
+        "that it is in any case. Half an hour (1800) suits a deployment.",
+    )
     member_bytes: int = Field(64 << 20, ge=1, description="Largest member that is read, bytes.")
     image_pixels: int = Field(89_478_485, ge=1, description="Largest image that is decoded, pixels.")
     caption_bytes: int = Field(10_000, ge=1, description="Longest caption that becomes a pair, bytes of UTF-8.")
+    shard_members: int = Field(1_000_000, ge=1, description="Most members of a shard that are read.")
+    unpacked_bytes: int = Field(16 << 30, ge=1, description="Most bytes that a compressed shard may unpack to.")
 
+    duplicate_bits: int = Field(
+        4, ge=0, le=16, description="Bits of 64 in which perceptual hashes of near-duplicates may differ."
+    )
     keep_fraction: Fraction = Field(Decimal("0.30"), description="Share of pairs kept by the first policy.")
     keep_per_corpus: dict[str, Fraction] = Field(
         default_factory=dict, description='Keep fraction of named corpora, as JSON: {"cc12m": 0.3}.'

@@ -4,10 +4,10 @@ Retraining never re-scores and scoring never re-filters by itself inside one job
 ask for the next unit.
 """
 
-import time
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from assets import keys
 from assets.partitions import CRAWL_BATCHES
@@ -17,21 +17,35 @@ from resources.storage import Storage
 from sensors.landing import landed_event, unregistered
 
 
-@dg.op(description="Seal what lies in the landing folder now into batches, and tell Dagster of them.")
-def seal_landed_shards(context: dg.OpExecutionContext, storage: Storage, settings: dg.ResourceParam[Settings]) -> None:
-    """Seal everything that lies there, however new: the person who starts this says it is complete."""
-    seal(
-        storage.store,
-        storage.landing,
-        max_shards=settings.batch_max_shards,
-        settled_seconds=0,
-        now=time.time(),
+class Landing(dg.Config):
+    """Which corpora may disappear."""
+
+    remove_corpora: list[str] = Field(
+        default=[],
+        description="Corpora (first folders of shards) that were taken out of the landing folder on purpose. "
+        "Any other corpus of which nothing lies there counts as a lost mount.",
     )
-    new = unregistered(context.instance, read_log(storage.store))
-    for batch in new:
-        context.log_event(landed_event(batch))
-    context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in new])
-    context.log.info(f"{len(new)} batches registered: {', '.join(batch.key for batch in new) or 'nothing new'}")
+
+
+@dg.op(description="Seal what lies in the landing folder now into batches, and tell Dagster of them.")
+def seal_landed_shards(
+    context: dg.OpExecutionContext, config: Landing, storage: Storage, settings: dg.ResourceParam[Settings]
+) -> None:
+    """Seal everything that lies there, however new: the person who starts this says it is complete."""
+    try:
+        seal(
+            storage.store,
+            storage.landing,
+            max_shards=settings.batch_max_shards,
+            max_pairs=settings.batch_max_pairs,
+            remove_corpora=config.remove_corpora,
+        )
+    finally:  # a corpus that was refused holds back only itself
+        new = unregistered(context.instance, read_log(storage.store))
+        for batch in new:
+            context.log_event(landed_event(batch))
+        context.instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), [batch.key for batch in new])
+        context.log.info(f"{len(new)} batches registered: {', '.join(batch.key for batch in new) or 'nothing new'}")
 
 
 @dg.job(description="Seal what lies in the landing folder now as a new batch (a partition).")
@@ -56,6 +70,14 @@ index_batch = dg.define_asset_job(
     partitions_def=CRAWL_BATCHES,
     description="Index the pairs of a batch.",
 )
+replay_quarantine = dg.define_asset_job(
+    "replay_quarantine",
+    selection=dg.AssetSelection.assets(keys.RAW_CRAWL),
+    partitions_def=CRAWL_BATCHES,
+    config={"ops": {"raw_crawl": {"config": {"replay_quarantine": True}}}},
+    description="After a fix or with larger budgets: read only those shards of a batch again of which something was "
+    "refused that the fix may recover. A backfill over all partitions replays every batch.",
+)
 score_batch = dg.define_asset_job(
     "score_batch",
     selection=dg.AssetSelection.assets(keys.RAW_CRAWL, keys.SCORED_SHARDS),
@@ -73,4 +95,13 @@ evaluate = dg.define_asset_job(
     description="Report on the current filtered dataset: agreement with people, downstream retrieval.",
 )
 
-JOBS: list[Any] = [land_batch, index_batch, learn_reward, promote_model, score_batch, refilter, evaluate]
+JOBS: list[Any] = [
+    land_batch,
+    index_batch,
+    replay_quarantine,
+    learn_reward,
+    promote_model,
+    score_batch,
+    refilter,
+    evaluate,
+]

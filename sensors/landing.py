@@ -37,7 +37,12 @@ def landed_event(batch: Batch) -> dg.AssetMaterialization:
     )
 
 
+def registered(instance: dg.DagsterInstance) -> set[str]:
+    """Batches that Dagster knows; partitions are added after their event is stored."""
+    return set(instance.get_dynamic_partitions(str(CRAWL_BATCHES.name)))
+
+
 def unregistered(instance: dg.DagsterInstance, log: list[Batch]) -> list[Batch]:
-    """Batches of the log that are no partition yet; partitions are added after their event is stored."""
-    known = set(instance.get_dynamic_partitions(str(CRAWL_BATCHES.name)))
+    """Batches of the log that Dagster does not know."""
+    known = registered(instance)
     return [batch for batch in log if batch.key not in known]

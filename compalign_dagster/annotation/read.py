@@ -5,7 +5,7 @@ lines together (`assemble.py`).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -62,9 +62,14 @@ def read_annotations(patterns: Sequence[str]) -> tuple[list[Line], list[Rejectio
 
     Raises `InputError` where a pattern matches nothing or a Parquet file is unreadable as a whole.
     """
+    return read_exports(find_exports(patterns))
+
+
+def read_exports(exports: Iterable[Export]) -> tuple[list[Line], list[Rejection]]:
+    """Every line of these exports, in order. Raises as `read_annotations` does."""
     lines: list[Line] = []
     rejected: list[Rejection] = []
-    for export in find_exports(patterns):
+    for export in exports:
         for result in read_export(export):
             (lines if isinstance(result, Line) else rejected).append(result)  # type: ignore[arg-type]
     return lines, rejected
@@ -72,7 +77,7 @@ def read_annotations(patterns: Sequence[str]) -> tuple[list[Line], list[Rejectio
 
 def find_exports(patterns: Sequence[str]) -> list[Export]:
     """The exports that the patterns name, each once, sorted by name."""
-    found: dict[tuple[str, str], Export] = {}
+    found: list[tuple[Store, str]] = []
     for pattern in patterns:
         matches = _in_bucket(pattern) if pattern.startswith("s3://") else _on_disk(pattern)
         if not matches:
@@ -82,10 +87,15 @@ def find_exports(patterns: Sequence[str]) -> list[Export]:
                 found="none",
                 remedy="Check the path; a glob needs ** to look into folders.",
             )
-        found.update({(store.url, key): Export("", store, key) for store, key in matches})
-    whole = {f"{url}/{key}": export for (url, key), export in found.items()}
+        found += matches
+    return named(found)
+
+
+def named(places: Iterable[tuple[Store, str]]) -> list[Export]:
+    """Exports at these places, each once, sorted by name."""
+    whole = {f"{store.url}/{key}": (store, key) for store, key in places}
     common = _common_folder(list(whole))
-    return [Export(path[len(common) :], export.store, export.key) for path, export in sorted(whole.items())]
+    return [Export(path[len(common) :], store, key) for path, (store, key) in sorted(whole.items())]
 
 
 def _common_folder(paths: Sequence[str]) -> str:

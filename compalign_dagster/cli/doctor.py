@@ -77,10 +77,12 @@ def _device(settings: Settings) -> Finding:
 
 def _places(settings: Settings) -> Iterator[Finding]:
     commands = {"sample": "compalign demo", "photos": "compalign photo-crawl --datapack DIR --out var/photos"}
+    if settings.store.startswith("s3://"):
+        yield _bucket("store", settings.store)
     for name in ("landing", "labels", "evaluation"):
         place = getattr(settings, name)
         if place.startswith("s3://"):
-            yield Finding(name, f"{place} (not opened)")
+            yield _bucket(name, place)
         elif Path(place).is_dir():
             yield Finding(name, place)
         elif settings.profile == "sample":
@@ -89,6 +91,23 @@ def _places(settings: Settings) -> Iterator[Finding]:
             command = commands.get(settings.profile)
             hint = f"Run `{command}`." if command else f"Put shards there or set COMPALIGN_{name.upper()}."
             yield Finding(name, f"{place} does not exist", hint)
+
+
+def _bucket(name: str, place: str) -> Finding:
+    """Whether a bucket lets us list and read, and the store write without replacing anything."""
+    from compalign_dagster.store import BucketStore
+
+    try:
+        store = BucketStore(place)
+        some = next(store.list(), None)
+        if some:
+            store.read_range(some.key, 0, 1)
+        if name == "store":
+            store.require_conditional_writes()
+    except CompalignError as error:
+        return Finding(name, f"{place}: {error.found}", error.remedy)
+    state = "can be read" if some else "is empty"
+    return Finding(name, f"{place} {state}{' and written, conditionally' if name == 'store' else ''}")
 
 
 def _backbone(settings: Settings) -> Iterator[Finding]:

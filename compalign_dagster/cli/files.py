@@ -56,7 +56,7 @@ def unwritable(path: Path, error: OSError) -> InputError:
     )
 
 
-def find_tables(patterns: Sequence[str]) -> list[Path]:
+def find_tables(patterns: Sequence[str], what: str = "scores") -> list[Path]:
     """Local Parquet files that the patterns name, each once: files, folders, globs, `s3://` prefixes.
 
     Quarantine files beside score files are left out. Raises `InputError` when a pattern matches none.
@@ -66,7 +66,7 @@ def find_tables(patterns: Sequence[str]) -> list[Path]:
         matched = [path for path in _matches(pattern) if not path.name.endswith(SIDECAR)]
         if not matched:
             raise InputError(
-                f"scores {pattern!r}",
+                f"{what} {pattern!r}",
                 expected="at least one .parquet file",
                 found="none",
                 remedy="Check the path; quote a glob so that the shell leaves it alone.",

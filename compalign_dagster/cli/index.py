@@ -1,22 +1,24 @@
 """`compalign index`: the pairs of shards, and what was refused and why."""
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compalign_dagster.cli import options
 
+if TYPE_CHECKING:
+    from compalign_dagster.crawl.index import Budgets, ShardIndex
+
 
 @click.command("index")
 @options.shards
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
-@click.option("--member-bytes", type=click.IntRange(1), help="Largest member that is read.  [default: 64 MiB]")
-@click.option("--image-pixels", type=click.IntRange(1), help="Largest image that is decoded.  [default: 89478485]")
-@click.option("--caption-bytes", type=click.IntRange(1), help="Longest caption that becomes a pair.  [default: 10000]")
+@options.budgets("64 MiB", "89478485", "10000", "1000000", "16 GiB")
 @options.strict
-def command(patterns: tuple[str, ...], out: Path, strict: bool, **budgets: int | None) -> None:
+def command(patterns: tuple[str, ...], out: Path, strict: bool, **limits: int | None) -> None:
     r"""List the pairs of webdataset shards, and everything that was refused with its reason.
 
     Images stay in their tar: a pair is the place of its image, and a caption. A sample's captions are
@@ -33,15 +35,34 @@ def command(patterns: tuple[str, ...], out: Path, strict: bool, **budgets: int |
     compalign index --shards crawl/ --out index/
     compalign index --shards 'crawl/**/*.tar' --shards s3://bucket/more --out index/ --strict
     """
-    from compalign_dagster.cli.files import table_file, write_json
     from compalign_dagster.cli.progress import show_progress
-    from compalign_dagster.crawl.index import CODE_VERSION, Budgets, index_shard, reasons_of
+    from compalign_dagster.crawl.index import Budgets, index_shard
     from compalign_dagster.crawl.shards import find_shards
-    from compalign_dagster.crawl.tables import PAIRS, QUARANTINE
 
     show_progress()
-    limits = Budgets(**{name: value for name, value in budgets.items() if value is not None})
+    budgets = Budgets(**{name: value for name, value in limits.items() if value is not None})
     found = find_shards(patterns)
+    reasons = write_index(out, (index_shard(shard, budgets) for shard in found), len(found), budgets)
+    if strict and reasons:
+        raise SystemExit(1)
+
+
+def write_index(
+    out: Path,
+    indexes: Iterable["ShardIndex"],
+    total: int,
+    budgets: "Budgets",
+    more: Callable[[], dict[str, Any]] = dict,
+) -> Counter[str]:
+    """Write the three files of an index, shard by shard, and say what is in them; the quarantine by reason.
+
+    `more` gives what else belongs into the summary once all shards are written. Raises `InputError` when no
+    shard could be read.
+    """
+    from compalign_dagster.cli.files import table_file, write_json
+    from compalign_dagster.crawl.index import CODE_VERSION, reasons_of
+    from compalign_dagster.crawl.tables import PAIRS, QUARANTINE
+
     shards: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()
     report = options.progress()
@@ -49,22 +70,20 @@ def command(patterns: tuple[str, ...], out: Path, strict: bool, **budgets: int |
         table_file(out / "pairs.parquet", PAIRS) as pairs,
         table_file(out / "quarantine.parquet", QUARANTINE) as refused,
     ):
-        for done, shard in enumerate(found, start=1):
-            index = index_shard(shard, limits)
+        for done, index in enumerate(indexes, start=1):
             pairs.write_table(index.pairs)
             refused.write_table(index.quarantine)
             shards.append(index.summary)
             reasons.update(reasons_of(index.quarantine))
-            report(done, len(found), "shards")
+            report(done, total, "shards")
     summary = summarize(shards, reasons)
-    write_json(out / "summary.json", {**summary, "budgets": vars(limits), "code_version": CODE_VERSION})
+    write_json(out / "summary.json", {**summary, "budgets": vars(budgets), "code_version": CODE_VERSION, **more()})
     members, captions = summary["members"], summary["captions"]
     click.echo(f"{captions['pairs']:,} pairs in {len(shards):,} shards: {out / 'pairs.parquet'}")
     quarantined = members["quarantined"] + captions["quarantined"]
     click.echo(f"{quarantined:,} members and captions quarantined: {out / 'quarantine.parquet'}")
     refuse_if_unreadable(shards, reasons)
-    if strict and reasons:
-        raise SystemExit(1)
+    return reasons
 
 
 def summarize(shards: list[dict[str, Any]], reasons: Counter[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -16,9 +17,29 @@ shards = click.option(
     metavar="GLOB",
     multiple=True,
     required=True,
-    help="Tars to read: a folder (every *.tar below), a quoted glob (** for any depth) or an s3:// prefix. "
-    "May be repeated.",
+    help="Tars to read (*.tar, *.tar.gz, *.tgz): a folder (all below), a quoted glob (** for any depth) or an s3:// "
+    "prefix. May be repeated.",
 )
+
+
+def budgets(member: str, pixels: str, caption: str, members: str, unpacked: str) -> Callable[[Any], Any]:
+    """The options that bound what is read of a shard; the arguments are what their help says of the default."""
+    described = [
+        ("--member-bytes", f"Largest member that is read.  [default: {member}]"),
+        ("--image-pixels", f"Largest image that is decoded.  [default: {pixels}]"),
+        ("--caption-bytes", f"Longest caption that becomes a pair.  [default: {caption}]"),
+        ("--members", f"Most members of a shard that are read.  [default: {members}]"),
+        ("--unpacked-bytes", f"Most bytes that a .tar.gz may unpack to.  [default: {unpacked}]"),
+    ]
+
+    def decorate(command: Any) -> Any:
+        for name, text in reversed(described):
+            command = click.option(name, type=click.IntRange(1), help=text)(command)
+        return command
+
+    return decorate
+
+
 strict = click.option("--strict", is_flag=True, help="Leave with exit code 1 when anything was quarantined.")
 device = click.option(
     "--device",

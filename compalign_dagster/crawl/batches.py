@@ -5,12 +5,15 @@ truth; sensors and partitions are views of it. What does not belong here: readin
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 
 from compalign_dagster import decisions
+from compalign_dagster.crawl import landed
+from compalign_dagster.crawl.shards import corpus_of
+from compalign_dagster.decisions import DecidedMeanwhileError
 from compalign_dagster.errors import CompalignError, InputError
-from compalign_dagster.store import Listed, LocalStore, Store
+from compalign_dagster.store import Listed, Store
 
 NAME = "batches"
 _ATTEMPTS = 20  # two sealers race at most now and then; losing this often means something else is wrong
@@ -18,13 +21,18 @@ _ATTEMPTS = 20  # two sealers race at most now and then; losing this often means
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardStamp:
     """A delivery of a shard: its name, its size in bytes, and a stamp that changes when it does."""
 
     shard: str
     size: int
     stamp: str
+
+
+def stamp_of(item: Listed) -> ShardStamp:
+    """The delivery that a listed shard is."""
+    return ShardStamp(item.key, item.size, item.stamp)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,18 @@ class Batch:
     added: tuple[ShardStamp, ...]
     superseded: tuple[ShardStamp, ...]
     removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """When a batch is full: so many shards, or about so many pairs. A removal counts as a shard."""
+
+    shards: int = 100
+    pairs: int = 1_000_000
+
+
+Live = dict[str, tuple[str, ShardStamp]]  # shard name -> (key of the batch that brought it, its stamp)
+Changes = Mapping[str, ShardStamp | None]  # shard name -> what lies there, None where nothing does
 
 
 def read_log(store: Store) -> list[Batch]:
@@ -59,9 +79,9 @@ def require(store: Store, key: str) -> Batch:
     )
 
 
-def live_shards(batches: Iterable[Batch]) -> dict[str, tuple[str, ShardStamp]]:
-    """The crawl after these batches: shard name -> (key of the batch that brought it, its stamp)."""
-    live: dict[str, tuple[str, ShardStamp]] = {}
+def live_shards(batches: Iterable[Batch]) -> Live:
+    """The crawl after these batches."""
+    live: Live = {}
     for batch in batches:
         for name in batch.removed:
             live.pop(name, None)
@@ -69,32 +89,69 @@ def live_shards(batches: Iterable[Batch]) -> dict[str, tuple[str, ShardStamp]]:
     return live
 
 
-def seal(store: Store, landing: Store, *, max_shards: int, settled_seconds: float, now: float) -> list[Batch]:
-    """Compare the landing folder with the log and seal what differs into new batches.
+def cut(changes: Changes, pairs: Mapping[str, int], size: BatchSize) -> Iterator[tuple[dict, bool]]:
+    """Changes of one batch each, in name order, and whether that batch is full; only the last may not be."""
+    part: dict[str, ShardStamp | None] = {}
+    held = 0
+    for name in sorted(changes):
+        count = pairs.get(name, 0)
+        if part and held + count > size.pairs:
+            yield part, True
+            part, held = {}, 0
+        part[name] = changes[name]
+        held += count
+        if len(part) >= size.shards or held >= size.pairs:
+            yield part, True
+            part, held = {}, 0
+    if part:
+        yield part, False
 
-    Only settled `*.tar` count: a file changed less than `settled_seconds` before `now` (seconds since
-    the epoch) waits; in a bucket objects appear whole and never wait. Hidden, `.part` and `.tmp` files
-    are no shards. A batch lists at most `max_shards` shards; removals are in the first one.
+
+def append(store: Store, version: int, live: Live, changes: Changes) -> Batch:
+    """Add the batch of these changes to a log of `version` entries, after which `live` is the crawl.
 
     Raises:
-        InputError: when the landing folder holds no shard at all while the log has live ones. A lost
-            mount must not read as a mass removal.
+        DecidedMeanwhileError: when somebody else has added one. Look at the landing folder again.
     """
+    entry: dict[str, list] = {
+        "added": [asdict(item) for name, item in changes.items() if item and name not in live],
+        "superseded": [asdict(item) for name, item in changes.items() if item and name in live],
+        "removed": [name for name, item in changes.items() if item is None],
+    }
+    batch = _batch(decisions.decide(store, NAME, entry, after=version))
+    log.info("sealed %s: %s", batch.key, ", ".join(f"{len(items)} {name}" for name, items in entry.items()))
+    return batch
+
+
+def seal(
+    store: Store,
+    landing: Store,
+    *,
+    max_shards: int,
+    max_pairs: int = BatchSize.pairs,
+    remove_corpora: Collection[str] = (),
+) -> list[Batch]:
+    """Seal every difference between the landing folder and the log at once, however new.
+
+    A corpus that has live shards and of which nothing lies there is left as it is, unless it is named in
+    `remove_corpora`: a lost mount must not read as a mass removal.
+
+    Raises:
+        InputError: for such corpora, after everything else is sealed; before, for a corpus in
+            `remove_corpora` of which shards lie there still.
+    """
+    sealed: list[Batch] = []
     for _ in range(_ATTEMPTS):
-        log_before = decisions.history(store, NAME)
-        changes = _changes(landing, live_shards(map(_batch, log_before)), settled_seconds, now)
-        sealed: list[Batch] = []
+        before = read_log(store)
+        live = live_shards(before)
+        changes, pairs, lost = _differences(landing, live, set(remove_corpora))
         try:
-            for value in _values(*changes, max_shards):
-                version = len(log_before) + len(sealed)
-                sealed.append(_batch(decisions.decide(store, NAME, value, after=version)))
-        except CompalignError:
-            if sealed:
-                return sealed  # somebody else seals the rest, or the next call does
+            for at, (part, _) in enumerate(cut(changes, pairs, BatchSize(max_shards, max_pairs))):
+                sealed.append(append(store, len(before) + at, live, part))
+        except DecidedMeanwhileError:
             continue  # somebody else was faster: compare again
-        for batch in sealed:
-            counts = f"{len(batch.added)} added, {len(batch.superseded)} superseded, {len(batch.removed)} removed"
-            log.info("sealed %s: %s", batch.key, counts)
+        if lost:
+            raise landed.lost_corpora(landing, lost)
         return sealed
     raise CompalignError(
         f"batch log in {store.url}",
@@ -104,55 +161,23 @@ def seal(store: Store, landing: Store, *, max_shards: int, settled_seconds: floa
     )
 
 
-def _changes(
-    landing: Store, live: dict[str, tuple[str, ShardStamp]], settled_seconds: float, now: float
-) -> tuple[list[ShardStamp], list[ShardStamp], list[str]]:
-    """What was added, delivered again and removed, each sorted by name."""
-    landed = {item.key: item for item in landing.list() if _is_shard(item.key)}
-    if live and not landed:
+def _differences(landing: Store, live: Live, remove: set[str]) -> tuple[Changes, dict[str, int], set[str]]:
+    """What the log does not say, about how many pairs each shard of it holds, and the corpora that are lost."""
+    items = {item.key: item for item in landed.shards(landing)}
+    there = {corpus_of(name) for name in items}
+    if remove & there:
         raise InputError(
-            f"landing folder {landing.url}",
-            expected=f"the {len(live)} shards of the batch log, or some of them",
-            found="no shard at all",
-            remedy="Check that it is mounted and spelled right; to empty a crawl, use a new store.",
+            f"remove_corpora {sorted(remove & there)}",
+            expected="corpora of which no shard lies in the landing folder",
+            found="shards of them",
+            remedy=f"Move them out of {landing.url} first, or correct the names.",
         )
-    added: list[ShardStamp] = []
-    superseded: list[ShardStamp] = []
-    for name, item in sorted(landed.items()):
-        stamp = ShardStamp(name, item.size, item.stamp)
-        if name in live and live[name][1] == stamp:
-            continue
-        if _settled(landing, item, settled_seconds, now):
-            (superseded if name in live else added).append(stamp)
-    return added, superseded, sorted(live.keys() - landed.keys())
-
-
-def _is_shard(key: str) -> bool:
-    return key.endswith(".tar") and not any(part.startswith(".") for part in key.split("/"))
-
-
-def _settled(landing: Store, item: Listed, settled_seconds: float, now: float) -> bool:
-    if not isinstance(landing, LocalStore):
-        return True
-    changed = int(item.stamp) / 1e9
-    return abs(now - changed) >= settled_seconds  # a clock that runs ahead must not hold a shard for ever
-
-
-def _values(
-    added: list[ShardStamp], superseded: list[ShardStamp], removed: list[str], max_shards: int
-) -> Iterator[dict]:
-    """Log entries for these changes, at most `max_shards` shards each."""
-    again = {item.shard for item in superseded}
-    listed = sorted([*added, *superseded], key=lambda item: item.shard)
-    parts = [listed[at : at + max_shards] for at in range(0, len(listed), max_shards)]
-    if removed and not parts:
-        parts = [[]]
-    for at, part in enumerate(parts):
-        yield {
-            "added": [vars(item) for item in part if item.shard not in again],
-            "superseded": [vars(item) for item in part if item.shard in again],
-            "removed": removed if at == 0 else [],
-        }
+    lost = {corpus_of(name) for name in live} - there - remove
+    new = [item for name, item in items.items() if name not in live or live[name][1] != stamp_of(item)]
+    missing = [name for name in live.keys() - items.keys() if corpus_of(name) not in lost]
+    counts = landed.Inspector(landing, landed.Complete(), now=0).pairs(new)
+    changes: Changes = {item.key: stamp_of(item) for item in new} | dict.fromkeys(landed.gone(landing, missing))
+    return changes, {item.key: count or 0 for item, count in zip(new, counts, strict=True)}, lost
 
 
 def _batch(decision: decisions.Decision) -> Batch:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,19 +15,34 @@ import pyarrow as pa
 from compalign_dagster import parquet
 from compalign_dagster.crawl import captions
 from compalign_dagster.crawl.captions import Caption
+from compalign_dagster.crawl.fingerprints import caption_shape
 from compalign_dagster.crawl.reasons import Reason
 from compalign_dagster.crawl.samples import Budgets, Picture, Place, Sample, Sorted
-from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.crawl.shards import Shard, opened
+from compalign_dagster.crawl.streams import Hashed, Inflated
 from compalign_dagster.crawl.tables import PAIRS, QUARANTINE, SHARDS
-from compalign_dagster.crawl.tar import Damage, Member, Tape, walk
-from compalign_dagster.errors import ConservationError, InputError
+from compalign_dagster.crawl.tar import Damage, LengthNeededError, Member, Tape, walk
+from compalign_dagster.errors import ConservationError
 
-CODE_VERSION = 1
+CODE_VERSION = 2
+COLUMNS_SINCE = 2
+"""The CODE_VERSION since which an index has today's columns; older ones cannot be mixed with newer ones."""
 _DEFAULT_BUDGETS = Budgets()
+_ENDS_EARLY = (Reason.MEMBER_TRUNCATED, Reason.END_MISSING)  # what a gzip stream that stops looks like as a tar
 
 log = logging.getLogger(__name__)
 
-__all__ = ["CODE_VERSION", "Budgets", "Index", "ShardIndex", "concat", "index_shard", "make_pair_id", "reasons_of"]
+__all__ = [
+    "CODE_VERSION",
+    "COLUMNS_SINCE",
+    "Budgets",
+    "Index",
+    "ShardIndex",
+    "concat",
+    "index_shard",
+    "make_pair_id",
+    "reasons_of",
+]
 
 
 @dataclass(frozen=True)
@@ -54,37 +69,27 @@ def make_pair_id(image_digest: bytes, caption: bytes) -> str:
 
 
 def index_shard(shard: Shard, budgets: Budgets = _DEFAULT_BUDGETS) -> ShardIndex:
-    """Read a shard once, front to back, whatever it holds.
+    """Read a shard once, front to back, whatever it holds; a compressed one with a lying size twice.
 
     Nothing in a shard makes this fail: what cannot be used is quarantined with its reason.
 
     Raises:
-        InputError: when the shard cannot be opened.
+        CompalignError: when the shard cannot be opened, or is another one than `shard.stamp` says.
         ConservationError: when members or captions do not add up, which would be a mistake here.
     """
     try:
-        size = shard.store.stat(shard.key).size
-        stream = shard.store.open(shard.key)
-    except OSError as error:
-        raise InputError(
-            f"shard {shard.name} in {shard.store.url}",
-            expected="a readable file",
-            found=str(error).splitlines()[0],
-            remedy="Check that it is still there and may be read.",
-        ) from error
-    gathered = Sorted(budgets)
-    with stream:
-        tape = Tape(stream)
-        damaged = _gather(tape, size, gathered)
-        digest = tape.finish()
+        read = _read(shard, budgets)
+    except LengthNeededError as found:  # the first reading found out how long the unpacked tar is
+        read = _read(shard, budgets, found.total)
+    gathered = read.gathered
     pairs, refused, disagreements = _pairs(shard, gathered)
     counts = gathered.counts
     summary = {
         "shard": shard.name,
         "corpus": shard.corpus,
-        "status": _status(damaged, size, counts),
-        "bytes": tape.offset,
-        "sha256": digest,
+        "status": _status(read, counts),
+        "bytes": read.bytes,
+        "sha256": read.digest,
         **{name: counts[name] for name in ("members", "used", "quarantined_members", "ignored", "captions")},
         "pairs": len(pairs),
         "quarantined_captions": refused,
@@ -115,11 +120,37 @@ def reasons_of(quarantine: pa.Table) -> Counter[str]:
     return Counter(str(reason) for reason in quarantine["reason"].to_pylist())
 
 
-def _gather(tape: Tape, size: int, gathered: Sorted) -> bool:
+@dataclass(frozen=True)
+class _Read:
+    """What one pass over a shard gave."""
+
+    gathered: Sorted
+    damaged: bool
+    bytes: int
+    digest: str
+
+
+def _read(shard: Shard, budgets: Budgets, total: int | None = None) -> _Read:
+    gathered = Sorted(budgets)
+    with opened(shard) as (stream, size):
+        hashed = Hashed(stream)
+        if shard.compressed:
+            unpacked = Inflated(hashed, budgets.unpacked_bytes)
+            damaged = _gather(Tape(unpacked), total, gathered, unpacked)
+        else:
+            damaged = _gather(Tape(hashed), size, gathered)
+        return _Read(gathered, damaged, digest=hashed.finish(), bytes=hashed.count)
+
+
+def _gather(tape: Tape, total: int | None, gathered: Sorted, unpacked: Inflated | None = None) -> bool:
     """Sort every member in; returns whether the archive is damaged."""
     damaged = False
-    for item in walk(tape, size):
+    told = None  # what is wrong with the gzip stream, once it is in the quarantine
+    for item in walk(tape, total, gathered.budgets.member_bytes):
         if isinstance(item, Damage):
+            problem = unpacked.problem if unpacked else None
+            if problem and item.reason in _ENDS_EARLY and not tape.peek(1):
+                told, item = problem, replace(item, reason=problem.reason, detail=problem.detail)
             gathered.add_damage(item)
             damaged = True
         elif gathered.counts["members"] >= gathered.budgets.members:
@@ -127,8 +158,11 @@ def _gather(tape: Tape, size: int, gathered: Sorted) -> bool:
             return True
         else:
             gathered.add(item)
+    if unpacked and unpacked.problem is not told and unpacked.problem:
+        gathered.add_damage(unpacked.problem)
+        damaged = True
     if not gathered.counts["members"] and not damaged:
-        detail = f"expected members, found none in {size} bytes"
+        detail = f"expected members, found none in {tape.offset} bytes"
         gathered.add_damage(Damage(Reason.SHARD_EMPTY, "shard", 0, detail))
     return damaged
 
@@ -138,11 +172,11 @@ def _too_many(member: Member, budget: int) -> Damage:
     return Damage(Reason.MEMBERS_TOO_MANY, "shard", member.offset, detail)
 
 
-def _status(damaged: bool, size: int, counts: Counter[str]) -> str:
+def _status(read: _Read, counts: Counter[str]) -> str:
     sound = counts["members"] - counts["quarantined_members"]
-    if size == 0 or (damaged and not sound):
+    if read.bytes == 0 or (read.damaged and not sound):
         return "unreadable"
-    return "partial" if damaged else "ok"
+    return "partial" if read.damaged else "ok"
 
 
 def _pairs(shard: Shard, gathered: Sorted) -> tuple[list[dict], int, int]:
@@ -170,6 +204,8 @@ def _pairs(shard: Shard, gathered: Sorted) -> tuple[list[dict], int, int]:
 
 
 def _pair(shard: Shard, sample: Sample, image: Picture, at: int, caption: Caption) -> dict:
+    assert caption.text is not None, "a caption without a refusal has a text"
+    shape = caption_shape(caption.text)
     return {
         "pair_id": make_pair_id(image.digest, caption.data),
         "shard": shard.name,
@@ -178,10 +214,8 @@ def _pair(shard: Shard, sample: Sample, image: Picture, at: int, caption: Captio
         "caption": caption.text,
         "image_offset": image.place.offset,
         "image_length": image.place.length,
-        "width": image.facts.width,
-        "height": image.facts.height,
-        "image_sha256": image.digest.hex(),
-        "image_format": image.facts.format,
+        **image.facts,
+        **{f"caption_{name}": value for name, value in vars(shape).items()},
         "corpus": shard.corpus,
         "url": sample.sidecar.url,
     }

@@ -13,6 +13,10 @@ class Reason(StrEnum):
     NOT_A_TAR = "not_a_tar"
     END_MISSING = "end_missing"
     ZERO_GAP = "zero_gap"
+    GZIP_DAMAGED = "gzip_damaged"
+    GZIP_TRUNCATED = "gzip_truncated"
+    GZIP_TRAILING = "gzip_trailing"
+    SHARD_TOO_LARGE = "shard_too_large"
     MEMBERS_TOO_MANY = "members_too_many"
     HEADER_DAMAGED = "header_damaged"
     MEMBER_TRUNCATED = "member_truncated"
@@ -41,6 +45,10 @@ MEANINGS: dict[Reason, str] = {
     Reason.NOT_A_TAR: "no tar header was found anywhere in the shard",
     Reason.END_MISSING: "the shard stops without tar's end marker, so members may be missing",
     Reason.ZERO_GAP: "members follow a run of zeros: joined archives, or a hole in the file",
+    Reason.GZIP_DAMAGED: "the gzip stream is damaged, or is none; nothing behind that place can be unpacked",
+    Reason.GZIP_TRUNCATED: "the gzip stream ends before its end marker",
+    Reason.GZIP_TRAILING: "bytes follow the gzip stream that are no gzip; they were not read",
+    Reason.SHARD_TOO_LARGE: "the shard unpacks to more bytes than the budget; the rest was not read",
     Reason.MEMBERS_TOO_MANY: "the shard has more members than the budget; the rest was not read",
     Reason.HEADER_DAMAGED: "a member header is damaged; bytes up to the next good header were skipped",
     Reason.MEMBER_TRUNCATED: "the member's bytes end before the size its header gives",
@@ -63,3 +71,27 @@ MEANINGS: dict[Reason, str] = {
     Reason.CAPTION_NOT_UTF8: "a caption that is not valid UTF-8",
     Reason.CAPTION_NOT_TEXT: "a caption that is null, a number, a list or an object",
 }
+
+
+RETRYABLE = frozenset(
+    {
+        Reason.NOT_A_TAR,
+        Reason.GZIP_DAMAGED,
+        Reason.GZIP_TRAILING,
+        Reason.SHARD_TOO_LARGE,
+        Reason.MEMBERS_TOO_MANY,
+        Reason.HEADER_DAMAGED,
+        Reason.MEMBER_TRUNCATED,
+        Reason.MEMBER_TOO_LARGE,
+        Reason.MEMBER_NOT_A_FILE,
+        Reason.JSON_MALFORMED,
+        Reason.CAPTIONS_TOO_MANY,
+        Reason.IMAGE_UNDECODABLE,
+        Reason.IMAGE_TRUNCATED,
+        Reason.IMAGE_TOO_LARGE,
+        Reason.IMAGE_FORMAT_UNSUPPORTED,
+        Reason.CAPTION_TOO_LONG,
+        Reason.CAPTION_NOT_UTF8,
+    }
+)
+"""Reasons that a larger budget or a better reader may take away. The others are facts about the shard."""

@@ -8,13 +8,15 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from compalign_dagster import images
 from compalign_dagster.crawl import captions
 from compalign_dagster.crawl.captions import Caption, MalformedError, Sidecar
+from compalign_dagster.crawl.fingerprints import perceptual_hash
 from compalign_dagster.crawl.reasons import Reason
 from compalign_dagster.crawl.tar import Damage, Member
-from compalign_dagster.images import ImageFacts, ImageRejected
+from compalign_dagster.images import ImageRejected
 
 _IMAGES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl", "ppm", "img"}
@@ -25,9 +27,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 @dataclass(frozen=True)
 class Budgets:
-    """The most that is read, per member, image, caption, sample and shard."""
+    """The most that is read, per member, image, caption, sample and shard. `unpacked_bytes` is of a compressed one."""
 
     member_bytes: int = 64 << 20
+    unpacked_bytes: int = 16 << 30
     image_pixels: int = images.MAX_PIXELS
     caption_bytes: int = 10_000
     members: int = 1_000_000
@@ -50,7 +53,7 @@ class Picture:
 
     place: Place
     digest: bytes
-    facts: ImageFacts
+    facts: dict[str, Any]  # columns of PAIRS that the image alone decides
 
 
 @dataclass
@@ -138,11 +141,19 @@ class Sorted:
 
     def _add_image(self, sample: Sample, place: Place, data: bytes) -> None:
         try:
-            facts = images.inspect(data, max_pixels=self.budgets.image_pixels)
+            image = images.inspect(data, max_pixels=self.budgets.image_pixels)
         except ImageRejected as error:
             self._refuse_of(sample, "image", place, Reason(error.reason), error.detail)
             return
-        sample.image = Picture(place, hashlib.sha256(data).digest(), facts)
+        digest = hashlib.sha256(data)
+        facts = {
+            "width": image.width,
+            "height": image.height,
+            "image_sha256": digest.hexdigest(),
+            "image_format": image.format,
+            "image_phash": perceptual_hash(image.thumbnail),
+        }
+        sample.image = Picture(place, digest.digest(), facts)
 
     def _add_json(self, sample: Sample, place: Place, data: bytes) -> None:
         try:

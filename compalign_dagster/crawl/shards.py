@@ -1,39 +1,67 @@
-"""Shards: their names, where their bytes lie, and how patterns find them.
+"""Shards: their names, where their bytes lie, how patterns find them, and how members are read by place.
 
 What does not belong here: what is inside a shard (`tar.py`, `index.py`).
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Self
 
+from compalign_dagster.crawl.streams import Inflated
+from compalign_dagster.crawl.tar import Tape
 from compalign_dagster.errors import InputError
-from compalign_dagster.store import LocalStore, Store, open_store
+from compalign_dagster.store import LocalStore, Store, StoreError, open_store
 
-_SUFFIX = ".tar"
+_COMPRESSED = (".tar.gz", ".tgz")
+SUFFIXES = (".tar", *_COMPRESSED)
+_ANY_LENGTH = 1 << 62
 _GLOB = re.compile(r"[*?\[]")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of samples: `key` in `store`, called `name` relative to its landing root."""
+    """One tar of samples: `key` in `store`, called `name` relative to its landing root.
+
+    With a `stamp`, reading another object under the same key is an error.
+    """
 
     name: str
     store: Store
     key: str
+    stamp: str | None = None
 
     @property
     def corpus(self) -> str:
         """The first folder of the name, or "crawl" when it has none."""
-        folder, slash, _ = self.name.partition("/")
-        return folder if slash else "crawl"
+        return corpus_of(self.name)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is a gzip of a tar: the name says so, the bytes must agree."""
+        return self.key.endswith(_COMPRESSED)
+
+
+def is_shard(name: str) -> bool:
+    """Tars and gzipped tars, outside hidden folders and not hidden themselves."""
+    return name.endswith(SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def corpus_of(name: str) -> str:
+    """The first folder of a shard's name, or "crawl" when it has none."""
+    folder, slash, _ = name.partition("/")
+    return folder if slash else "crawl"
 
 
 def find_shards(patterns: Sequence[str]) -> list[Shard]:
     """The shards that the patterns name, sorted by name.
 
-    A pattern is a glob (`**` for any depth), a folder (every `*.tar` below it), a file, or an `s3://`
+    A pattern is a glob (`**` for any depth), a folder (every shard below it), a file, or an `s3://`
     prefix or glob. Names are relative to the part of the pattern before its first wildcard.
 
     Raises:
@@ -46,7 +74,7 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
         if not matched:
             raise InputError(
                 f"shards {pattern!r}",
-                expected=f"at least one {_SUFFIX} file",
+                expected="at least one .tar, .tar.gz or .tgz file",
                 found="none",
                 remedy="Check the path; quote a glob so that the shell leaves it alone.",
             )
@@ -66,21 +94,92 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     return [found[name] for name in sorted(found)]
 
 
-def read_member(shard: Shard, offset: int, length: int) -> bytes:
-    """The bytes of a member, by the place that the index gives.
+@contextmanager
+def opened(shard: Shard) -> Iterator[tuple[BinaryIO, int]]:
+    """A shard's bytes as they lie there, read forwards, and how many there are.
 
     Raises:
-        InputError: when the shard has fewer bytes than that, so is not the one that was indexed.
+        StoreError: when there is no such object, or another one than `shard.stamp` says.
+        InputError: when the operating system lets nobody read it.
     """
-    data = shard.store.read_range(shard.key, offset, length)
-    if len(data) != length:
+    try:
+        size = shard.store.stat(shard.key).size
+        stream = shard.store.open(shard.key, stamp=shard.stamp)
+    except StoreError:
+        raise
+    except OSError as error:
         raise InputError(
             f"shard {shard.name} in {shard.store.url}",
-            expected=f"{length} bytes at offset {offset}",
-            found=f"{len(data)}",
-            remedy="The shard changed after it was indexed; index it again.",
-        )
-    return data
+            expected="a readable file",
+            found=str(error).splitlines()[0],
+            remedy="Check that it is still there and may be read.",
+        ) from error
+    with stream:
+        yield stream, size
+
+
+class MemberReader:
+    """Members by the place that the index gives, from any number of shards.
+
+    A plain tar is read by range. A compressed one is unpacked forwards: asked in rising order of offset, one
+    shard after the other, it is unpacked once. Each step back unpacks it from its beginning again; `restarts`
+    counts them.
+    """
+
+    def __init__(self) -> None:
+        self._shard: Shard | None = None
+        self._stream: BinaryIO | None = None
+        self._tape: Tape | None = None
+        self.restarts = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the shard that is being unpacked."""
+        if self._stream is not None:
+            self._stream.close()
+        self._shard = self._stream = self._tape = None
+
+    def read(self, shard: Shard, offset: int, length: int) -> bytes:
+        """The bytes of a member.
+
+        Raises:
+            InputError: when the shard has fewer bytes than that, so is not the one that was indexed.
+            StoreError: when it cannot be read, or is another object than `shard.stamp` says.
+        """
+        if shard.compressed:
+            data = self._unpacked(shard, offset, length)
+        else:
+            data = shard.store.read_range(shard.key, offset, length, stamp=shard.stamp)
+        if len(data) != length:
+            raise InputError(
+                f"shard {shard.name} in {shard.store.url}",
+                expected=f"{length} bytes at offset {offset}",
+                found=f"{len(data)}",
+                remedy="The shard changed after it was indexed; index it again.",
+            )
+        return data
+
+    def _unpacked(self, shard: Shard, offset: int, length: int) -> bytes:
+        if self._tape is None or self._shard != shard or self._tape.offset > offset:
+            if self._shard == shard:
+                self.restarts += 1
+                log.debug("%s is unpacked again from its beginning", shard.name)
+            self.close()
+            self._stream = shard.store.open(shard.key, stamp=shard.stamp)
+            self._shard, self._tape = shard, Tape(Inflated(self._stream, _ANY_LENGTH))
+        self._tape.skip(offset - self._tape.offset)
+        return self._tape.peek(length)
+
+
+def read_member(shard: Shard, offset: int, length: int) -> bytes:
+    """The bytes of one member. For many of a compressed shard use `MemberReader`, which raises the same."""
+    with MemberReader() as reader:
+        return reader.read(shard, offset, length)
 
 
 def _place(shard: Shard) -> str:
@@ -102,13 +201,13 @@ def _local(pattern: str) -> Iterator[Shard]:
         for match in sorted(root.glob(str(Path(*parts[fixed:])))):
             if match.is_dir():
                 yield from _below(match, root)
-            elif _is_shard(match.relative_to(root).as_posix()):
+            elif is_shard(match.relative_to(root).as_posix()):
                 yield _local_shard(match, root)
 
 
 def _below(folder: Path, root: Path) -> Iterator[Shard]:
-    for match in sorted(folder.rglob(f"*{_SUFFIX}")):
-        if match.is_file() and _is_shard(match.relative_to(root).as_posix()):
+    for match in sorted(folder.rglob("*")):
+        if match.is_file() and is_shard(match.relative_to(root).as_posix()):
             yield _local_shard(match, root)
 
 
@@ -117,22 +216,17 @@ def _local_shard(path: Path, root: Path) -> Shard:
     return Shard(name, LocalStore(root), name)
 
 
-def _is_shard(name: str) -> bool:
-    """Tars, outside hidden folders and not hidden themselves."""
-    return name.endswith(_SUFFIX) and not any(part.startswith(".") for part in name.split("/"))
-
-
 def _remote(pattern: str) -> Iterator[Shard]:
     scheme, _, rest = pattern.partition("://")
     parts = rest.rstrip("/").split("/")
     wild = next((at for at, part in enumerate(parts) if _GLOB.search(part)), None)
-    if wild is None and parts[-1].endswith(_SUFFIX):
+    if wild is None and parts[-1].endswith(SUFFIXES):
         wild = len(parts) - 1
     root = "/".join(parts[:wild])
     wanted = "/".join(parts[wild:]) if wild is not None else "**"
     store = open_store(f"{scheme}://{root}")
     for item in store.list():
-        if _is_shard(item.key) and _matches(item.key, wanted):
+        if is_shard(item.key) and _matches(item.key, wanted):
             yield Shard(item.key, store, item.key)
 
 

@@ -5,16 +5,15 @@ with its offset and goes on at the next good header. Nothing is ever written und
 What does not belong here: which members matter (`samples.py`).
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import Literal, NamedTuple, Protocol
 
 from compalign_dagster.crawl.reasons import Reason
 
 BLOCK = 512
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17  # what is read at once; larger buffers cost page faults
 _EXTENSION_BYTES = 1 << 20  # long names and pax records larger than this are not believed
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _OCTAL = re.compile(rb"[0-7]*")
@@ -23,34 +22,46 @@ _EXTENSIONS = (b"L", b"K", b"x", b"X", b"g")  # headers that speak about the nex
 _LINKS_AND_DEVICES = (b"1", b"2", b"3", b"4", b"6")
 
 
-class Tape:
-    """A stream read forwards once: knows its offset, can look ahead, digests all that passes."""
+class Source(Protocol):
+    """Where bytes come from; fewer than asked for do not mean the end, none do."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def read(self, length: int, /) -> bytes: ...
+
+
+class Tape:
+    """A stream read forwards once, through a small window: knows its offset, can look ahead."""
+
+    def __init__(self, stream: Source) -> None:
         self._stream = stream
-        self._ahead = bytearray()
-        self._digest = hashlib.sha256()
+        self._window, self._at = b"", 0
         self.offset = 0
 
     def peek(self, length: int) -> bytes:
         """The next bytes without passing them; fewer only at the end of the stream."""
-        while len(self._ahead) < length:
-            chunk = bytes(self._stream.read(max(_CHUNK, length - len(self._ahead))))
-            if not chunk:
-                break
-            self._digest.update(chunk)
-            self._ahead += chunk
-        return bytes(self._ahead[:length])
+        missing = length - (len(self._window) - self._at)
+        if missing > 0:
+            pieces = [self._window[self._at :]]
+            while missing > 0 and (piece := self._stream.read(max(_CHUNK, missing))):
+                pieces.append(piece)
+                missing -= len(piece)
+            self._window, self._at = b"".join(pieces), 0
+        return self._window[self._at : self._at + length]
 
     def skip(self, length: int) -> int:
         """Pass bytes in pieces of bounded size; returns how many there were."""
+        if self._at + length <= len(self._window):
+            self._at += length
+            self.offset += length
+            return length
         left = length
         while left:
-            passed = len(self.peek(min(left, _CHUNK)))
-            if not passed:
-                break
-            del self._ahead[:passed]
-            left -= passed
+            if self._at == len(self._window):
+                self._window, self._at = self._stream.read(_CHUNK), 0
+                if not self._window:
+                    break
+            step = min(left, len(self._window) - self._at)
+            self._at += step
+            left -= step
         self.offset += length - left
         return length - left
 
@@ -60,18 +71,12 @@ class Tape:
         self.skip(len(data))
         return data
 
-    def finish(self) -> str:
-        """Pass the rest; the SHA-256 of the whole stream, hex."""
-        while self.skip(_CHUNK):
-            pass
-        return self._digest.hexdigest()
 
-
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A member whose header is sound and whose bytes are all there.
 
-    `offset` is where its data starts in the plain tar. `read` works until the next member is asked for.
+    `offset` is where its data starts in the plain tar, unpacked if the shard is compressed. `read` works
+    until the next member is asked for.
     """
 
     name: bytes
@@ -97,15 +102,26 @@ class Damage:
     name: bytes | None = None
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     name: bytes
     size: int
     kind: bytes
 
 
-def walk(tape: Tape, total: int) -> Iterator[Member | Damage]:
-    """Every member and every damage of an archive of `total` bytes, in order of offset."""
+class LengthNeededError(Exception):
+    """A member that was not looked at ahead ends beyond the archive, which has `total` bytes: walk again."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(f"the archive has {total} bytes")
+        self.total = total
+
+
+def walk(tape: Tape, total: int | None, ahead: int = 0) -> Iterator[Member | Damage]:
+    """Every member and every damage of an archive of `total` bytes, in order of offset.
+
+    With `total` None (a compressed shard before it was unpacked) members of up to `ahead` bytes are looked
+    at whole before they are given out, so that none is cut; `LengthNeededError` says when that was not enough.
+    """
     pending: dict[bytes, bytes] = {}  # what extension headers say about the next member
     resumed = False  # whether the last thing met was damage
     while True:
@@ -125,8 +141,9 @@ def walk(tape: Tape, total: int) -> Iterator[Member | Damage]:
             yield Damage(Reason.ZERO_GAP, "shard", start, f"expected the end, found members after {zeros} zero bytes")
         tape.skip(BLOCK)
         size = _size(header, pending)
-        if tape.offset + size > total:
-            yield _cut(tape, start, header, size, total)
+        there = _there(tape, size, total, ahead)
+        if there < size:
+            yield _cut(tape, start, header, size, there)
             pending, resumed = {}, True
             continue
         end = tape.offset + size
@@ -141,6 +158,15 @@ def walk(tape: Tape, total: int) -> Iterator[Member | Damage]:
                 yield Member(name, _kind(header, pending), tape.offset, size, tape)
             pending, resumed = {}, False
         tape.skip(end - tape.offset + -size % BLOCK)
+        if total is None and tape.offset < end:
+            raise LengthNeededError(tape.offset)
+
+
+def _there(tape: Tape, size: int, total: int | None, ahead: int) -> int:
+    """How many of the next `size` bytes the archive has, as far as that can be known without passing them."""
+    if total is not None:
+        return min(size, total - tape.offset)
+    return len(tape.peek(size)) if size <= ahead else size
 
 
 def _size(header: _Header, pending: dict[bytes, bytes]) -> int:
@@ -160,7 +186,7 @@ def _is_folder(header: _Header) -> bool:
 def _kind(header: _Header, pending: dict[bytes, bytes]) -> Literal["file", "folder", "other"]:
     if _is_folder(header):
         return "folder"
-    sparse = any(key.startswith(b"GNU.sparse") for key in pending)
+    sparse = pending and any(key.startswith(b"GNU.sparse") for key in pending)
     return "file" if header.kind in (b"0", b"\0", b"7") and not sparse else "other"
 
 
@@ -185,6 +211,8 @@ def _note_extension(tape: Tape, header: _Header, size: int, pending: dict[bytes,
 
 def _skip_zeros(tape: Tape) -> int:
     """Pass whole blocks of zeros, and a shorter rest of zeros at the end; returns how many bytes."""
+    if tape.peek(1) != b"\0":
+        return 0
     passed = 0
     while window := tape.peek(BLOCK if not passed else _CHUNK):
         zeros = len(window) - len(window.lstrip(b"\0"))
@@ -204,16 +232,17 @@ def _skip_damage(tape: Tape, start: int) -> Damage:
     found = _resume(tape)
     skipped = f"{tape.offset - start} bytes skipped"
     if not found and start == 0 and begun == 0:
-        return Damage(Reason.NOT_A_TAR, "shard", 0, f"expected a tar header, found {head[:8]!r}; none later")
+        hint = "; a gzip is read under a name that ends in .tar.gz or .tgz" if head.startswith(b"\x1f\x8b") else ""
+        return Damage(Reason.NOT_A_TAR, "shard", 0, f"expected a tar header, found {head[:8]!r}; none later{hint}")
     if len(head) < BLOCK:
         detail = f"expected a header of {BLOCK} bytes, found {len(head)}"
         return Damage(Reason.MEMBER_TRUNCATED, "member", start, detail)
     return Damage(Reason.HEADER_DAMAGED, "member", start, f"expected a tar header, found {head[:8]!r}; {skipped}")
 
 
-def _cut(tape: Tape, start: int, header: _Header, size: int, total: int) -> Damage:
+def _cut(tape: Tape, start: int, header: _Header, size: int, there: int) -> Damage:
     """A member that ends beyond the file: the file was cut, or the size is wrong and members follow."""
-    detail = f"expected {size} bytes, found {total - tape.offset}"
+    detail = f"expected {size} bytes, found {there}"
     if _resume(tape):
         detail += f"; the next good header is at {tape.offset}"
     return Damage(Reason.MEMBER_TRUNCATED, "member", start, detail, header.name)
@@ -244,8 +273,8 @@ def _parse(block: bytes) -> _Header | None:
     told, size = _number(block[148:156]), _number(block[124:136])
     if told is None or size is None:
         return None
-    rest = block[:148] + b" " * 8 + block[156:]
-    if told not in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)):  # unsigned or signed
+    spaced = sum(block) - sum(block[148:156]) + 8 * ord(" ")  # the sum is made with spaces in its own place
+    if told != spaced and told != spaced - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):  # signed
         return None
     name, prefix = _text(block[:100]), _text(block[345:500])
     if prefix and block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0":

@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from compalign_dagster.crawl.index import index_shard
-from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.crawl.shards import MemberReader, Shard
 from compalign_dagster.crawl.tables import PAIRS
 from compalign_dagster.errors import InputError
 from compalign_dagster.evaluation.downstream import Pairs
@@ -70,11 +70,11 @@ def training_pairs(
     places = table.select("shard", "image_offset", "image_length").rows()
     wanted = sorted({places[row] for row in drawn})
     encoded: list[np.ndarray] = []
-    for start in range(0, len(wanted), _ENCODED_AT_ONCE):
-        progress(start, len(wanted), "downstream: reading training images")
-        encoded.append(
-            encoders.images([_decoded(shards, *place) for place in wanted[start : start + _ENCODED_AT_ONCE]])
-        )
+    with MemberReader() as members:
+        for start in range(0, len(wanted), _ENCODED_AT_ONCE):
+            progress(start, len(wanted), "downstream: reading training images")
+            group = wanted[start : start + _ENCODED_AT_ONCE]
+            encoded.append(encoders.images([_decoded(members, shards, *place) for place in group]))
     image_of = np.full(table.height, -1, np.int64)
     number = {place: at for at, place in enumerate(wanted)}
     for row in drawn:
@@ -99,17 +99,18 @@ def held_out_pairs(pairs: pa.Table, shards: Sequence[Shard], encoders: Encoders)
     number: dict[str, int] = {}
     waiting: list[Image.Image] = []
     encoded: list[np.ndarray] = []
-    for digest in dict.fromkeys(row["image_sha256"] for row in rows):
-        place = first[digest]
-        shard = by_name[place["shard"]]
-        try:
-            waiting.append(decode(read_member(shard, place["image_offset"], place["image_length"])))
-        except ImageRejected:
-            continue
-        number[digest] = len(number)
-        if len(waiting) == _ENCODED_AT_ONCE:
-            encoded.append(encoders.images(waiting))
-            waiting = []
+    with MemberReader() as members:
+        for digest in dict.fromkeys(row["image_sha256"] for row in rows):
+            place = first[digest]
+            shard = by_name[place["shard"]]
+            try:
+                waiting.append(decode(members.read(shard, place["image_offset"], place["image_length"])))
+            except ImageRejected:
+                continue
+            number[digest] = len(number)
+            if len(waiting) == _ENCODED_AT_ONCE:
+                encoded.append(encoders.images(waiting))
+                waiting = []
     if waiting:
         encoded.append(encoders.images(waiting))
     usable = [row for row in rows if row["image_sha256"] in number]
@@ -120,9 +121,9 @@ def held_out_pairs(pairs: pa.Table, shards: Sequence[Shard], encoders: Encoders)
     return Pairs(arrays, image_of, captions, texts), len(first) - len(number)
 
 
-def _decoded(shards: Mapping[str, Shard], name: str, offset: int, length: int) -> Image.Image:
+def _decoded(members: MemberReader, shards: Mapping[str, Shard], name: str, offset: int, length: int) -> Image.Image:
     try:
-        return decode(read_member(shards[name], offset, length))
+        return decode(members.read(shards[name], offset, length))
     except (ImageRejected, KeyError) as error:
         raise InputError(
             f"image at byte {offset} of shard {name}",

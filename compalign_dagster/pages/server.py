@@ -7,7 +7,6 @@ rebinding). What does not belong here: drawing pages.
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 from compalign_dagster.errors import InputError
 from compalign_dagster.pages.index import index_page
 from compalign_dagster.pages.render import CONTENT_SECURITY_POLICY
-from compalign_dagster.store import Store
+from compalign_dagster.store import Store, StoreError
 
 HOST = "127.0.0.1"
 
@@ -118,25 +117,25 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             self._text(HTTPStatus.FORBIDDEN, "Open this page under 127.0.0.1.", body=body)
             return
-        path = urlsplit(self.path).path
-        if path in ("", "/"):
-            page = index_page(list(newest(self.server.store)))
-            self._head(HTTPStatus.OK, _TYPES[".html"], len(page))
-            if body:
-                self.wfile.write(page)
-            return
-        key = servable(path)
         try:
-            size = self.server.store.stat(key).size if key and self.server.store.exists(key) else None
-        except (InputError, OSError):
-            size = None
-        if key is None or size is None:
+            kind, data = self._page(urlsplit(self.path).path)
+        except (InputError, OSError):  # OSError: nothing there, or a name that is too long
             self._text(HTTPStatus.NOT_FOUND, "There is no such page.", body=body)
-            return
-        with self.server.store.open(key) as stream:
-            self._head(HTTPStatus.OK, _TYPES["." + key.rpartition(".")[2]], size)
+        except StoreError as error:
+            self._text(HTTPStatus.SERVICE_UNAVAILABLE, str(error), body=body)
+        else:
+            self._head(HTTPStatus.OK, kind, len(data))
             if body:
-                shutil.copyfileobj(stream, self.wfile, 1 << 18)
+                self.wfile.write(data)
+
+    def _page(self, path: str) -> tuple[str, bytes]:
+        """Content type and bytes of a request path, read whole before anything is sent."""
+        if path in ("", "/"):
+            return _TYPES[".html"], index_page(list(newest(self.server.store)))
+        key = servable(path)
+        if key is None:
+            raise FileNotFoundError(path)
+        return _TYPES["." + key.rpartition(".")[2]], self.server.store.read(key)
 
     def _is_local(self) -> bool:
         """Whether the Host header names this machine, whatever the port (it may be forwarded)."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.crawl.shards import MemberReader, Shard
 from compalign_dagster.images import ImageRejected, decode
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
 
@@ -34,26 +34,31 @@ class ImageLoader:
     def usable(self, places: Iterable[Place], progress: Progress = no_progress, what: str = "images") -> set[Place]:
         """The places whose image decodes; the others are in `rejected` with their reason afterwards."""
         wanted = sorted(set(places))
-        for start in range(0, len(wanted), _ENCODE_BATCH):
-            group = wanted[start : start + _ENCODE_BATCH]
-            self._read([place for place in group if place not in self._kept and place not in self.rejected])
-            done = start + len(group)
-            if done % 512 == 0 or done == len(wanted):
-                progress(done, len(wanted), what)
+        with MemberReader() as members:
+            for start in range(0, len(wanted), _ENCODE_BATCH):
+                group = wanted[start : start + _ENCODE_BATCH]
+                self._read(
+                    members, [place for place in group if place not in self._kept and place not in self.rejected]
+                )
+                done = start + len(group)
+                if done % 512 == 0 or done == len(wanted):
+                    progress(done, len(wanted), what)
         return set(wanted) - self.rejected.keys()
 
     def batch(self, places: Sequence[Place]) -> Tensor:
         """Prepared images stacked, in the order asked for. Raises `ImageRejected` for one not usable."""
-        read = self._read([place for place in dict.fromkeys(places) if place not in self._kept], strict=True)
+        with MemberReader() as members:
+            missing = sorted({place for place in places if place not in self._kept})
+            read = self._read(members, missing, strict=True)
         return torch.stack([read[place] if place in read else self._kept[place] for place in places])
 
-    def _read(self, places: Sequence[Place], *, strict: bool = False) -> dict[Place, Tensor]:
+    def _read(self, members: MemberReader, places: Sequence[Place], *, strict: bool = False) -> dict[Place, Tensor]:
         """What was read, by place; kept too while there is room."""
         read: dict[Place, Tensor] = {}
         for place in places:
             shard, offset, length = place
             try:
-                read[place] = self.prepare(decode(read_member(self.shards[shard], offset, length)))
+                read[place] = self.prepare(decode(members.read(self.shards[shard], offset, length)))
             except ImageRejected as error:
                 if strict:
                     raise

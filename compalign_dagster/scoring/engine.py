@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from compalign_dagster.compute import pick_device
-from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.crawl.shards import MemberReader, Shard
 from compalign_dagster.crawl.tables import QUARANTINE
 from compalign_dagster.errors import ConservationError, InputError
 from compalign_dagster.images import ImageRejected, decode
@@ -131,16 +131,17 @@ def _batches(
     for row, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
         by_image.setdefault((offset, length), []).append(row)
     waiting: list[_Image] = []
-    for (offset, length), rows in by_image.items():
-        try:
-            image = decode(read_member(shard, offset, length), max_pixels=config.image_pixels)
-        except ImageRejected as error:
-            refused.update({row: (error.reason, error.detail) for row in rows})
-            continue
-        waiting.append(_Image(model.prepare(image), rows))
-        if len(waiting) == config.batch_images:
-            yield [row for item in waiting for row in item.rows], waiting
-            waiting = []
+    with MemberReader() as members:
+        for (offset, length), rows in by_image.items():
+            try:
+                image = decode(members.read(shard, offset, length), max_pixels=config.image_pixels)
+            except ImageRejected as error:
+                refused.update({row: (error.reason, error.detail) for row in rows})
+                continue
+            waiting.append(_Image(model.prepare(image), rows))
+            if len(waiting) == config.batch_images:
+                yield [row for item in waiting for row in item.rows], waiting
+                waiting = []
     yield [row for item in waiting for row in item.rows], waiting
 
 

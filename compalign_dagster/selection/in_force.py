@@ -1,6 +1,8 @@
 """The selection policy in force: a decided fact in the store, seeded once from the settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from compalign_dagster import decisions
 from compalign_dagster.selection.policy import Policy
@@ -19,17 +21,19 @@ class PolicyInForce:
 
 def in_force(store: Store, first: Policy) -> PolicyInForce:
     """The policy in force; `first` becomes it where nobody has decided yet."""
-    now = decisions.current(store, _NAME)
-    if now is None:
-        return adopt(store, first)
-    return PolicyInForce(Policy.model_validate(now.value), now.version)
+    return _decided(store, lambda now: None if now else first)
 
 
 def adopt(store: Store, policy: Policy) -> PolicyInForce:
     """Put a policy in force; nothing is written when it already is."""
-    now = decisions.current(store, _NAME)
-    value = policy.model_dump(mode="json")
-    if now is not None and now.value == value:
-        return PolicyInForce(policy, now.version)
-    decided = decisions.decide(store, _NAME, value, after=now.version if now else 0)
-    return PolicyInForce(policy, decided.version)
+    return _decided(store, lambda now: None if now and now.value == policy.model_dump(mode="json") else policy)
+
+
+def _decided(store: Store, choose: Callable[[decisions.Decision | None], Policy | None]) -> PolicyInForce:
+    def value(now: decisions.Decision | None) -> dict[str, Any] | None:
+        chosen = choose(now)
+        return chosen.model_dump(mode="json") if chosen else None
+
+    found = decisions.move(store, _NAME, value)
+    assert found is not None, "a policy is chosen where there is none"
+    return PolicyInForce(Policy.model_validate(found.value), found.version)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.crawl.shards import MemberReader, Shard
 from compalign_dagster.errors import InputError
 from compalign_dagster.versions import canonical_json
 
@@ -32,14 +32,15 @@ def reshard(kept: pa.Table, shards: Mapping[str, Shard], out_dir: Path, per_shar
     out_dir.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     samples = list(_samples(kept))
-    for start in range(0, len(samples), per_shard):
-        path = out_dir / f"{len(paths):05d}.tar"
-        part = path.with_suffix(".tar.part")
-        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for at, sample in enumerate(samples[start : start + per_shard], start=start):
-                _write(tar, f"{at:09d}", sample, shards)
-        part.replace(path)
-        paths.append(path)
+    with MemberReader() as members:
+        for start in range(0, len(samples), per_shard):
+            path = out_dir / f"{len(paths):05d}.tar"
+            part = path.with_suffix(".tar.part")
+            with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for at, sample in enumerate(samples[start : start + per_shard], start=start):
+                    _write(tar, f"{at:09d}", sample, shards, members)
+            part.replace(path)
+            paths.append(path)
     return paths
 
 
@@ -59,7 +60,9 @@ def _samples(kept: pa.Table) -> Iterator[dict[str, Any]]:
         }
 
 
-def _write(tar: tarfile.TarFile, name: str, sample: dict[str, Any], shards: Mapping[str, Shard]) -> None:
+def _write(
+    tar: tarfile.TarFile, name: str, sample: dict[str, Any], shards: Mapping[str, Shard], members: MemberReader
+) -> None:
     source = sample["source"]
     shard = shards.get(source["shard"])
     if shard is None:
@@ -70,14 +73,7 @@ def _write(tar: tarfile.TarFile, name: str, sample: dict[str, Any], shards: Mapp
             remedy="Give every shard the dataset was filtered from.",
         )
     offset, length = sample["place"]
-    image = read_member(shard, offset, length)
-    if len(image) != length:
-        raise InputError(
-            f"shard {source['shard']}, sample {source['key']}",
-            expected=f"{length} bytes at offset {offset}",
-            found=f"{len(image)} bytes",
-            remedy="The shard changed after it was indexed; index it again.",
-        )
+    image = members.read(shard, offset, length)
     facts = {key: value for key, value in sample.items() if key != "place"}
     _add(tar, f"{name}.{_suffix(image)}", image)
     _add(tar, f"{name}.json", canonical_json(facts))

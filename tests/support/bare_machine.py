@@ -62,7 +62,7 @@ def main(root: str, folder: str) -> None:
     sys.path.insert(0, root)
     finder = OnlyAllowed(tops)
     sys.meta_path[:] = [finder if entry is PathFinder else entry for entry in sys.meta_path]
-    for name in ("polars", "duckdb", "dagster", "pandas", "matplotlib", "great_expectations", "obstore"):
+    for name in ("polars", "duckdb", "dagster", "pandas", "matplotlib", "great_expectations", "boto3"):
         try:
             __import__(name)
         except ModuleNotFoundError:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +13,11 @@ def program(*names: str) -> str:
         path = shutil.which(name)
         if path:
             return path
-    message = f"{' or '.join(names)} is not installed (Debian package {names[0]})"
+    absent(f"{' or '.join(names)} is not installed (Debian package {names[0]})")
+
+
+def absent(message: str) -> NoReturn:
+    """Skip the test for want of something, or fail it where everything is to be there."""
     if os.environ.get("SYSTEM_TESTS") == "required":
         pytest.fail(message)
     pytest.skip(message)

@@ -4,6 +4,7 @@
 `HOSTILE` names them all. Images are small and deterministic: equal arguments give equal bytes.
 """
 
+import gzip
 import io
 import json
 import struct
@@ -83,7 +84,7 @@ def header_offsets(data: bytes) -> list[int]:
 
 
 def truncated_tar(count: int = 10, *, members_whole: int = 15) -> bytes:
-    """Cut in the middle of the data of the member after `members_whole`."""
+    """Cut in the middle of the data of a member."""
     data = good_shard(count)
     return data[: header_offsets(data)[members_whole] + 512 + 5]
 
@@ -97,7 +98,7 @@ def damaged_header(count: int = 10, *, member: int = 15) -> bytes:
 
 
 def zeroed_header(count: int = 10, *, member: int = 15) -> bytes:
-    """One header lost to a hole: `tarfile` takes it for the end."""
+    """One header lost to a hole of zeros."""
     data = bytearray(good_shard(count))
     at = header_offsets(bytes(data))[member]
     data[at : at + 512] = bytes(512)
@@ -117,10 +118,12 @@ def lying_size(count: int = 4, *, member: int = 3) -> bytes:
 
 
 def joined_archives() -> bytes:
+    """Two archives in one file, the end marker of the first between them."""
     return tar(samples(2)) + tar(samples(2, start=2))
 
 
 def without_end_marker() -> bytes:
+    """Cut after the last member, before tar's end marker."""
     return good_shard(3).rstrip(b"\0").ljust(512 * (len(good_shard(3).rstrip(b"\0")) // 512 + 1), b"\0")
 
 
@@ -130,10 +133,12 @@ def with_entry(*entries: Entry, good: int = 2) -> bytes:
 
 
 def image_is_text() -> bytes:
+    """An HTML page called .jpg."""
     return with_entry(("bad.jpg", b"<html>404 not found</html>"), ("bad.txt", b"a caption"))
 
 
 def cut_image() -> bytes:
+    """A JPEG cut to a third of its bytes."""
     whole = picture(3, (256, 256))
     return with_entry(("bad.jpg", whole[: len(whole) // 3]), ("bad.txt", b"a caption"))
 
@@ -150,51 +155,63 @@ def png_bomb(width: int = 60_000, height: int = 60_000) -> bytes:
 
 
 def image_bomb() -> bytes:
+    """A PNG of 1 kB that announces 3.6 billion pixels."""
     return with_entry(("bad.png", png_bomb()), ("bad.txt", b"a caption"))
 
 
 def missing_caption() -> bytes:
+    """An image without a caption."""
     return with_entry(("bad.jpg", picture(9)))
 
 
 def null_caption() -> bytes:
+    """`null` for a caption."""
     return with_entry(("bad.jpg", picture(9)), ("bad.json", b'{"caption": null}'))
 
 
 def empty_caption() -> bytes:
+    """A caption of white space."""
     return with_entry(("bad.jpg", picture(9)), ("bad.txt", b" \n\t"))
 
 
 def huge_caption() -> bytes:
+    """A caption of a million bytes."""
     return with_entry(("bad.jpg", picture(9)), ("bad.txt", b"x" * 1_000_000))
 
 
 def text_not_utf8() -> bytes:
+    """A .txt in Latin-1."""
     return with_entry(("bad.jpg", picture(9)), ("bad.txt", b"caf\xe9"))
 
 
 def json_not_utf8() -> bytes:
+    """A .json in Latin-1 beside a good .txt."""
     return with_entry(("bad.jpg", picture(9)), ("bad.txt", b"still good"), ("bad.json", b'{"caption": "caf\xe9"}'))
 
 
 def json_nested_deeply() -> bytes:
+    """A .json of 200,000 open brackets beside a good .txt."""
     return with_entry(("bad.jpg", picture(9)), ("bad.txt", b"still good"), ("bad.json", b"[" * 200_000))
 
 
 def half_a_surrogate() -> bytes:
+    """A caption with half of a surrogate pair."""
     return with_entry(("bad.jpg", picture(9)), ("bad.json", rb'{"caption": "\ud800"}'))
 
 
 def caption_not_text() -> bytes:
+    """An object for a caption."""
     return with_entry(("bad.jpg", picture(9)), ("bad.json", b'{"caption": {"en": "a ball"}}'))
 
 
 def captions_with_nulls() -> bytes:
+    """A list of captions with a null, a number and an empty one among them."""
     listed = json.dumps({"captions": ["first", None, "third", 4, ""]}).encode()
     return with_entry(("bad.jpg", picture(9)), ("bad.json", listed))
 
 
 def too_many_captions() -> bytes:
+    """A list of 5,000 captions beside a good .txt."""
     listed = json.dumps({"captions": ["x"] * 5000}).encode()
     return with_entry(("bad.jpg", picture(9)), ("bad.json", listed), ("bad.txt", b"still good"))
 
@@ -216,14 +233,17 @@ def interleaved() -> bytes:
 
 
 def orphan_captions() -> bytes:
+    """Captions without an image: a .txt, and a .json with two."""
     return with_entry(("bad.txt", b"no image"), ("bad2.json", b'{"captions": ["a", "b"]}'))
 
 
 def ignored_members() -> bytes:
+    """A label, a README and a resource fork of macOS."""
     return with_entry(("00000.cls", b"7"), ("README", b"hello"), ("._00001.jpg", b"resource fork"))
 
 
 def climbing_names() -> bytes:
+    """Names that are absolute, climb, or hold a line break."""
     names = ("../../up.jpg", "/etc/passwd.jpg", "line\nbreak.jpg", "a\\b.txt", "x/../../y.json")
     return with_entry(*((name, picture(5)) for name in names))
 
@@ -243,20 +263,22 @@ def links() -> bytes:
 
 
 def pickle_member() -> bytes:
+    """A pickle that would run a command, and a .pyd."""
     return with_entry(("bad.pkl", b"cos\nsystem\n(S'touch /tmp/owned'\ntR."), ("bad.pyd", b"x"))
 
 
 def empty_file() -> bytes:
+    """No bytes at all."""
     return b""
 
 
 def empty_shard() -> bytes:
+    """A tar without members."""
     return tar([])
 
 
 def gzipped() -> bytes:
-    import gzip
-
+    """A gzip of a tar, called .tar."""
     return gzip.compress(good_shard(2), mtime=0)
 
 

@@ -1,69 +1,49 @@
-"""kill -9 in the middle of indexing: nothing is lost, at most one shard is done again."""
+"""kill -9 at random moments of index, score, ledger and filter: the same bytes, nothing lost, nothing twice."""
 
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from compalign_dagster import latest
-from compalign_dagster.settings import load
-from compalign_dagster.store import LocalStore
-from tests.support.pipeline import BATCH, small_pipeline
 from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 
-_INDEX = """
-import logging, sys
-from pathlib import Path
-import dagster as dg
-from compalign_dagster.definitions import build_defs
-from compalign_dagster.settings import load
-settings = load(home=Path(sys.argv[1]), settle_seconds=0)
-instance = dg.DagsterInstance.ephemeral()
-instance.add_dynamic_partitions("crawl_batch", ["batch-00001"])
-build_defs(settings=settings).resolve_job_def("index_batch").execute_in_process(
-    instance=instance, partition_key="batch-00001")
-"""
+POINTS, SEED = 50, 20260
 
 
-def _manifests(home) -> dict[str, int]:
-    folder = home / "store" / "raw_crawl_shards"
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
-
-
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_index_run_continues_where_it_was(tmp_path, after):
-    pipeline = small_pipeline(load(home=tmp_path / "killed", settle_seconds=0), pairs=600, judged=4)
-    pipeline.must("land_batch")
-    process = subprocess.Popen(
-        [sys.executable, "-c", _INDEX, str(tmp_path / "killed")],
+def campaign(folder: Path, *options: object) -> dict[str, Any]:
+    """Run the killing harness in a process of its own: this one has threads, which do not survive a fork."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.support.killing", str(folder / "homes"), *map(str, options)],
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    end = time.monotonic() + 60
-    while len(_manifests(tmp_path / "killed")) < after:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = _manifests(tmp_path / "killed")
-    assert latest.latest(pipeline.store, "raw_crawl", BATCH) is None, "no batch is published by a killed run"
-    pipeline.must("index_batch", BATCH)
-    assert done.items() <= _manifests(tmp_path / "killed").items(), "what was published is not done again"
-
-    whole = small_pipeline(load(home=tmp_path / "whole", settle_seconds=0), pairs=600, judged=4)
-    whole.must("land_batch")
-    whole.must("index_batch", BATCH)
-    assert _indexes(pipeline.store) == _indexes(whole.store)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _indexes(store) -> list[tuple[str, str]]:
-    from compalign_dagster.crawl.live import indexed_shards
+def test_killed_at_fifty_random_points_and_run_again_the_store_is_that_of_an_undisturbed_run(tmp_path, capsys):
+    found = campaign(tmp_path, "--points", POINTS, "--seed", SEED)
+    with capsys.disabled():
+        print(f"\n{found}")
+    assert found["findings"] == []
+    assert found["kills"] == POINTS
+    assert len(found["killed"]) >= 4, "the kills reach every stage"
 
-    assert isinstance(store, LocalStore)
-    return [(shard.shard, shard.index_version) for shard in indexed_shards(store)]
+
+def test_the_planted_bug_an_object_written_in_place_turns_this_red(tmp_path):
+    found = campaign(tmp_path, "--points", 20, "--seed", SEED, "--bug", "writes-in-place", "--first")
+    assert found["findings"]
+
+
+def test_the_planted_bug_finished_shards_that_are_not_found_turns_this_red(tmp_path):
+    found = campaign(tmp_path, "--points", 6, "--seed", SEED, "--bug", "finds-nothing", "--first")
+    assert "done again" in found["findings"][0]["finding"]

@@ -33,7 +33,9 @@ def test_supported_formats_decode_to_rgb_and_are_named(form):
     data = picture(1, form=form)
     assert decode(data).mode == "RGB"
     assert decode(data).size == (32, 24)
-    assert inspect(data) == ImageFacts(form, 32, 24)
+    facts = inspect(data)
+    assert facts == ImageFacts(form, 32, 24, facts.thumbnail)
+    assert (facts.thumbnail.mode, facts.thumbnail.size) == ("L", (32, 32))
 
 
 def test_the_name_of_a_file_does_not_matter_its_bytes_do():

@@ -157,6 +157,6 @@ def test_a_landing_killed_between_the_log_and_dagster_is_registered_by_the_next(
     from compalign_dagster.store import LocalStore
 
     pipeline = small_pipeline(settings, pairs=40, judged=4)
-    seal(pipeline.store, LocalStore(settings.home / "landing"), max_shards=100, settled_seconds=0, now=0)
+    seal(pipeline.store, LocalStore(settings.home / "landing"), max_shards=100)
     pipeline.must("land_batch")
     assert pipeline.instance.get_dynamic_partitions("crawl_batch") == [BATCH]

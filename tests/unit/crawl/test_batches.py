@@ -7,11 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compalign_dagster import decisions
+from compalign_dagster.crawl import batches
 from compalign_dagster.crawl.batches import NAME, Batch, ShardStamp, live_shards, read_log, require, seal
 from compalign_dagster.errors import InputError
 from compalign_dagster.store import LocalStore
-
-_LATER = 10_000_000_000.0  # long after any file was written
 
 
 class Place:
@@ -28,8 +27,8 @@ class Place:
         path.write_bytes(data)
         os.utime(path, (mtime, mtime))
 
-    def seal(self, *, most: int = 100, settled: float = 30.0, now: float = _LATER) -> list[Batch]:
-        return seal(self.store, self.landing, max_shards=most, settled_seconds=settled, now=now)
+    def seal(self, *, most: int = 100, pairs: int = 1_000_000, remove: tuple[str, ...] = ()) -> list[Batch]:
+        return seal(self.store, self.landing, max_shards=most, max_pairs=pairs, remove_corpora=remove)
 
 
 @pytest.fixture
@@ -98,27 +97,26 @@ def test_a_shard_that_comes_back_is_added_again(place):
     assert added(batch) == ["b.tar"]
 
 
-def test_a_file_still_being_written_waits_and_does_not_count_as_removed(place):
-    place.land("old.tar", mtime=1000)
-    place.land("young.tar", mtime=1990)
-    [batch] = place.seal(now=2000, settled=30)
-    assert added(batch) == ["old.tar"]
-    [batch] = place.seal(now=2020, settled=30)
-    assert added(batch) == ["young.tar"]
-    place.land("old.tar", b"being replaced", mtime=2999)
-    assert place.seal(now=3000, settled=30) == []
-    assert "old.tar" in live_shards(read_log(place.store))
-
-
-def test_a_clock_that_runs_ahead_does_not_hold_a_shard_for_ever(place):
-    place.land("future.tar", mtime=99_999)
-    assert len(place.seal(now=1000)) == 1
-
-
 def test_only_visible_tars_are_shards(place):
-    for name in (".a.tar", ".staging/b.tar", "c.tar.part", "d.tmp", "e.parquet", "f.tar"):
+    for name in (".a.tar", ".staging/b.tar", "c.tar.part", "d.tmp", "e.parquet", "f.tar", "g.tar.gz", "h.tgz", "i.gz"):
         place.land(name)
-    assert added(place.seal()[0]) == ["f.tar"]
+    assert added(place.seal()[0]) == ["f.tar", "g.tar.gz", "h.tgz"]
+
+
+def test_a_batch_is_full_when_img2dataset_says_that_it_has_so_many_pairs(place):
+    for name, count in (("a", 600), ("b", 300), ("c", 200), ("d", 2_000), ("e", 5)):
+        place.land(f"{name}.tar")
+        place.land(f"{name}_stats.json", f'{{"successes": {count}}}'.encode())
+    assert [added(batch) for batch in place.seal(pairs=1000)] == [["a.tar", "b.tar"], ["c.tar"], ["d.tar"], ["e.tar"]]
+
+
+def test_removals_count_as_shards_so_that_no_entry_grows_without_bound(place):
+    for at in range(7):
+        place.land(f"{at}.tar")
+    place.seal()
+    for at in range(6):
+        (place.folder / f"{at}.tar").unlink()
+    assert [len(batch.removed) for batch in place.seal(most=4)] == [4, 2]
 
 
 def test_an_empty_landing_folder_is_nothing_at_first_and_an_error_once_shards_are_live(place):
@@ -132,6 +130,53 @@ def test_an_empty_landing_folder_is_nothing_at_first_and_an_error_once_shards_ar
     with pytest.raises(InputError, match="mounted"):
         place.seal()
     assert set(live_shards(read_log(place.store))) == {"a.tar"}
+
+
+@pytest.fixture
+def half_lost(place):
+    """Two corpora, of which one has lost its mount while the other got a shard more."""
+    for name in ("cc3m/0.tar", "cc3m/1.tar", "laion/0.tar"):
+        place.land(name)
+    place.seal()
+    for name in ("0", "1"):
+        (place.folder / f"cc3m/{name}.tar").unlink()
+    place.land("laion/1.tar")
+    return place
+
+
+def test_a_corpus_that_vanished_whole_is_refused_and_holds_back_only_itself(half_lost):
+    with pytest.raises(InputError, match=r"cc3m, found no shard at all.*remove_corpora"):
+        half_lost.seal()
+    assert set(live_shards(read_log(half_lost.store))) == {"cc3m/0.tar", "cc3m/1.tar", "laion/0.tar", "laion/1.tar"}
+
+
+def test_the_planted_bug_of_a_guard_for_the_whole_folder_only_would_remove_the_corpus(half_lost, monkeypatch):
+    monkeypatch.setattr(batches, "corpus_of", lambda name: "all")
+    half_lost.seal()
+    assert set(live_shards(read_log(half_lost.store))) == {"laion/0.tar", "laion/1.tar"}
+
+
+def test_a_corpus_is_removed_when_its_name_is_said_and_again_without_harm(half_lost):
+    [batch] = half_lost.seal(remove=("cc3m",))
+    assert batch.removed == ("cc3m/0.tar", "cc3m/1.tar")
+    assert half_lost.seal(remove=("cc3m",)) == []
+    with pytest.raises(InputError, match="laion"):
+        half_lost.seal(remove=("laion",))
+
+
+def test_a_misspelled_corpus_removes_nothing(half_lost):
+    with pytest.raises(InputError, match="cc3m"):
+        half_lost.seal(remove=("cc3",))
+    assert "cc3m/0.tar" in live_shards(read_log(half_lost.store))
+
+
+def test_a_shard_that_the_listing_missed_is_asked_for_before_it_is_removed(place, monkeypatch):
+    for name in ("a.tar", "b.tar"):
+        place.land(name)
+    place.seal()
+    whole = LocalStore.list
+    monkeypatch.setattr(LocalStore, "list", lambda *at, **to: (x for x in whole(*at, **to) if x.key != "b.tar"))
+    assert place.seal() == []
 
 
 def test_a_sealer_that_was_overtaken_compares_again_and_registers_nothing_twice(place, monkeypatch):
@@ -178,7 +223,7 @@ def test_after_any_history_the_live_shards_are_what_lies_there(steps, most, tmp_
         for name, size in contents.items():
             place.land(f"{name}.tar", b"x" * size, mtime=1_000_000 + size)
         sealed = place.seal(most=most)
-        assert all(len(batch.added) + len(batch.superseded) <= most for batch in sealed)
+        assert all(len(batch.added) + len(batch.superseded) + len(batch.removed) <= most for batch in sealed)
         live = live_shards(read_log(place.store))
         assert {name: stamp for name, (_, stamp) in live.items()} == {
             item.key: ShardStamp(item.key, item.size, item.stamp) for item in place.landing.list()

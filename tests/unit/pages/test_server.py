@@ -9,7 +9,7 @@ import pytest
 from compalign_dagster import artifacts, latest
 from compalign_dagster.errors import InputError
 from compalign_dagster.pages.server import HOST, servable, serve
-from compalign_dagster.store import LocalStore
+from compalign_dagster.store import LocalStore, TransientStoreError
 
 
 @pytest.fixture
@@ -112,6 +112,18 @@ def test_missing_newest_artifact_does_not_hide_the_others(server):
     gone = {"version": 1, "decided": "", "value": {"manifest": "gone/manifest.json", "data_version": "x"}}
     server.store.put_new("decisions/latest/gone/00000001.json", json.dumps(gone).encode())
     assert b"batch-00001" in ask(server, "/")[1]
+
+
+def test_a_store_that_does_not_answer_is_said_and_the_server_goes_on(server, monkeypatch):
+    def unreachable(key: str) -> bytes:
+        raise TransientStoreError("read s3://b", expected="an answer", found="SlowDown", remedy="Run again.")
+
+    path = "/" + server.artifact.file_key("page.html")
+    monkeypatch.setattr(server.store, "read", unreachable)
+    answer, body = ask(server, path)
+    assert (answer.status, b"SlowDown" in body) == (503, True)
+    monkeypatch.undo()
+    assert ask(server, path)[0].status == 200
 
 
 def test_taken_port_says_what_to_do(server):

@@ -1,0 +1,1 @@
+"""How fast and in how much memory shards are read: `python -m benchmarks.intake`."""

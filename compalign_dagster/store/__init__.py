@@ -1,0 +1,33 @@
+"""Where artifacts live: immutable objects under slash-separated keys, on a disk or in a bucket.
+
+Nothing is ever overwritten or deleted: `put_new` publishes a whole object or reports that the key is taken.
+What belongs here: bytes and keys. What does not: manifests (`artifacts.py`) and meaning.
+"""
+
+from compalign_dagster.store.base import (
+    AccessDeniedError,
+    InconclusiveWriteError,
+    Listed,
+    ObjectChangedError,
+    ObjectMissingError,
+    Store,
+    StoreError,
+    TransientStoreError,
+)
+from compalign_dagster.store.bucket import BucketStore
+from compalign_dagster.store.local import LocalStore
+from compalign_dagster.store.opening import open_store
+
+__all__ = [
+    "AccessDeniedError",
+    "BucketStore",
+    "InconclusiveWriteError",
+    "Listed",
+    "LocalStore",
+    "ObjectChangedError",
+    "ObjectMissingError",
+    "Store",
+    "StoreError",
+    "TransientStoreError",
+    "open_store",
+]

@@ -1,0 +1,181 @@
+"""A store in a folder of this machine."""
+
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from compalign_dagster.store.base import Listed, changed, checked_parts, hidden, missing
+
+_NO_FOLDER = (FileNotFoundError, NotADirectoryError)
+_NO_OBJECT = (*_NO_FOLDER, IsADirectoryError)
+
+
+class LocalStore:
+    """A folder. A new object is written beside its place, synced, linked into it, and its name synced."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = str(self.root)
+        self._has_a_name = False  # durably, in the folders above
+
+    def path(self, key: str) -> Path:
+        """The file of a key; a key that would leave the folder is refused."""
+        return self.root.joinpath(*checked_parts(key))
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def stat(self, key: str) -> Listed:
+        path = self.path(key)
+        with self._found(path):
+            facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise missing(str(path))
+        return _listed(key, facts)
+
+    def read(self, key: str) -> bytes:
+        """A whole object, durable before anybody acts on it: facts and manifests are read this way."""
+        folder = self.path(key).parent
+        with self.open(key) as stream:
+            unfinished = os.fstat(stream.fileno()).st_nlink > 1  # its writer is not done yet, or was killed
+            if unfinished and os.access(folder, os.W_OK):  # who cannot write here builds nothing on it
+                self._sync_names(folder)
+            return stream.read()
+
+    def read_range(self, key: str, offset: int, length: int, *, stamp: str | None = None) -> bytes:
+        with self.open(key, stamp=stamp) as stream:
+            stream.seek(offset)
+            return stream.read(length)
+
+    def open(self, key: str, *, stamp: str | None = None) -> BinaryIO:
+        path = self.path(key)
+        with self._found(path):
+            stream = path.open("rb")
+        if stamp is not None and _listed(key, os.fstat(stream.fileno())).stamp != stamp:
+            stream.close()
+            raise changed(str(path))
+        return stream
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Listed]:
+        """Objects in key order; holds the names of the folders on the way, never those of the store."""
+        yield from self._walk(prefix.rpartition("/")[0], prefix, after)
+
+    def _walk(self, folder: str, prefix: str, after: str) -> Iterator[Listed]:
+        for key, entry in _entries(self.root / folder, folder):
+            if key.endswith("/"):
+                behind = key > after or after.startswith(key)
+                if behind and (key.startswith(prefix) or prefix.startswith(key)):
+                    yield from self._walk(key[:-1], prefix, after)
+            elif key.startswith(prefix) and key > after and entry.is_file():
+                with suppress(FileNotFoundError):  # removed while the folder was read
+                    yield _listed(key, entry.stat())
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        top = prefix.rpartition("/")[0]
+        for key, _ in _entries(self.root / top, top):
+            if key.endswith("/") and key.startswith(prefix):
+                yield key
+
+    def put_new(self, key: str, source: bytes | Path) -> bool:
+        """Publish an object whole, or return False because the key is taken. Either way what is there is durable.
+
+        Until the object's name is durable it has a second, hidden one, by which `read` knows.
+        """
+        target = self.path(key)
+        if self.exists(key):
+            self._sync_names(target.parent)
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{uuid.uuid4().hex}.part"
+        try:
+            _write(temporary, source)
+            new = _link(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._sync_names(target.parent)
+        temporary.unlink(missing_ok=True)
+        return new
+
+    def fetch(self, key: str) -> Path:
+        """The object's own file."""
+        self.stat(key)
+        return self.path(key)
+
+    @contextmanager
+    def _found(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except _NO_OBJECT as error:
+            raise missing(str(path)) from error
+
+    def _sync_names(self, folder: Path) -> None:
+        """Make every name on the way to `folder` durable: an object is lost with any of them."""
+        for level in (folder, *folder.parents):
+            _sync(level)
+            if level == self.root:
+                break
+        if self._has_a_name:
+            return
+        device = self.root.stat().st_dev
+        for level in self.root.parents:  # whoever made the folders above the store may have been killed
+            if level.stat().st_dev != device:
+                break  # a mount point was there before
+            if os.access(level, os.R_OK):  # one that may not be opened cannot be synced; we made nothing in it
+                _sync(level)
+        self._has_a_name = True
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, source: bytes | Path) -> None:
+    """A new file with the source's bytes, durable but for its name."""
+    with path.open("xb") as out:
+        if isinstance(source, bytes):
+            out.write(source)
+        else:
+            with source.open("rb") as stream:
+                shutil.copyfileobj(stream, out, 1 << 20)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _link(existing: Path, new: Path) -> bool:
+    """Give a file a second name, at once and for all readers; False when that name is taken."""
+    try:
+        os.link(existing, new)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _listed(key: str, facts: os.stat_result) -> Listed:
+    return Listed(key, facts.st_size, str(facts.st_mtime_ns))
+
+
+def _entries(path: Path, folder: str) -> list[tuple[str, os.DirEntry[str]]]:
+    """What lies in a folder, by key; a folder's key ends in "/", which sorts it among the files as its objects do.
+
+    A folder that cannot be read must not look empty; one that does not exist is.
+    """
+    start = f"{folder}/" if folder else ""
+    if hidden(folder) or folder.startswith("/"):
+        return []
+    try:
+        with os.scandir(path) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+    except _NO_FOLDER:
+        return []
+    keyed = [(f"{start}{e.name}/" if e.is_dir(follow_symlinks=False) else start + e.name, e) for e in entries]
+    return sorted(keyed, key=lambda item: item[0])

@@ -1,0 +1,37 @@
+"""The same bytes delivered again cost one more look at the shard and nothing behind it."""
+
+import os
+
+import pytest
+
+from compalign_dagster import latest
+from compalign_dagster.crawl.batches import read_log
+from tests.support.pipeline import Pipeline
+
+pytestmark = pytest.mark.slow
+
+
+def scored(pipeline: Pipeline) -> set[str]:
+    """Every object that scoring of shards has published."""
+    return {item.key for item in pipeline.store.list("scored_shards_shards/")}
+
+
+def test_a_touched_shard_is_indexed_again_and_not_scored_and_other_bytes_are(learned):
+    learned.learn()
+    learned.score_and_filter()
+    before, dataset = scored(learned), latest.require(learned.store, "filtered_dataset")
+    assert before
+    shard = min((learned.settings.home / "landing").rglob("*.tar"))
+    os.utime(shard, (1_000_000, 1_000_000))
+    learned.must("land_batch")
+    assert [len(batch.superseded) for batch in read_log(learned.store)] == [0, 1]
+    learned.score_and_filter("batch-00002")
+    assert latest.require(learned.store, "raw_crawl", "batch-00002").facts["shards"] == 1
+    assert latest.require(learned.store, "scored_shards", "batch-00002").facts["shards"] == 1
+    assert scored(learned) == before
+    assert latest.require(learned.store, "filtered_dataset").data_version == dataset.data_version
+
+    shard.write_bytes(max((learned.settings.home / "landing").rglob("*.tar")).read_bytes())
+    learned.must("land_batch")
+    learned.score_and_filter("batch-00003")
+    assert len(scored(learned)) > len(before), "the planted difference is seen"
