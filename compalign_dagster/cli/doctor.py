@@ -95,7 +95,7 @@ def _places(settings: Settings) -> Iterator[Finding]:
 
 def _bucket(name: str, place: str) -> Finding:
     """Whether a bucket lets us list and read, and the store write without replacing anything."""
-    from compalign_dagster.store import BucketStore
+    from compalign_dagster.store.bucket import BucketStore
 
     try:
         store = BucketStore(place)

@@ -1,6 +1,7 @@
 """Where artifacts live: immutable objects under slash-separated keys, on a disk or in a bucket.
 
 Nothing is ever overwritten or deleted: `put_new` publishes a whole object or reports that the key is taken.
+`BucketStore` is imported by whoever opens an `s3://` URL: a machine that only trains has no boto3.
 What belongs here: bytes and keys. What does not: manifests (`artifacts.py`) and meaning.
 """
 
@@ -14,13 +15,11 @@ from compalign_dagster.store.base import (
     StoreError,
     TransientStoreError,
 )
-from compalign_dagster.store.bucket import BucketStore
 from compalign_dagster.store.local import LocalStore
 from compalign_dagster.store.opening import open_store
 
 __all__ = [
     "AccessDeniedError",
-    "BucketStore",
     "InconclusiveWriteError",
     "Listed",
     "LocalStore",

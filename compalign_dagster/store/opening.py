@@ -5,7 +5,6 @@ from typing import Any
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.store.base import Store
-from compalign_dagster.store.bucket import BucketStore
 from compalign_dagster.store.local import LocalStore
 
 
@@ -15,6 +14,8 @@ def open_store(url: str, client: Any = None) -> Store:
     `client` is a boto3 S3 client; without one, boto3's own chain makes it (AWS_* variables, profiles).
     """
     if url.startswith("s3://"):
+        from compalign_dagster.store.bucket import BucketStore
+
         return BucketStore(url, client)
     if "://" in url:
         raise InputError(

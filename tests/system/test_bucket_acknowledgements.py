@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from compalign_dagster.store import AccessDeniedError, BucketStore, InconclusiveWriteError, TransientStoreError
+from compalign_dagster.store import AccessDeniedError, InconclusiveWriteError, TransientStoreError
+from compalign_dagster.store.bucket import BucketStore
 from compalign_dagster.store.upload import Upload
 from tests.support import fault_proxy as fault
 from tests.support.s3_server import S3, client_of

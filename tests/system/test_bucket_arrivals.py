@@ -5,7 +5,7 @@ import pytest
 from compalign_dagster.crawl.arrivals import Rules
 from compalign_dagster.crawl.landed import Complete, at_root
 from compalign_dagster.errors import InputError
-from compalign_dagster.store import BucketStore
+from compalign_dagster.store.bucket import BucketStore
 from tests.support.arrivals import Arrivals
 
 pytestmark = [pytest.mark.system]

@@ -46,7 +46,7 @@ def test_only_what_changed_is_read_and_scored(tmp_path):
 
 def test_the_planted_bug_work_that_is_not_found_again_turns_this_red(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "find", lambda *_: None)
-    rows = measure(tmp_path / "home", pairs=60, shard_pairs=SHARD_PAIRS)
+    rows = measure(tmp_path / "home", pairs=PAIRS, shard_pairs=SHARD_PAIRS)
     assert work(next(row for row in rows if row["change"] == "nothing changed")) != (0, 0, 0, 0)
 
 

@@ -26,7 +26,7 @@ from compalign_dagster.definitions import build_defs
 from compalign_dagster.samples.crawl import write_sample_crawl
 from compalign_dagster.selection import current
 from compalign_dagster.settings import load
-from compalign_dagster.store import BucketStore
+from compalign_dagster.store.bucket import BucketStore
 from tests.support.pipeline import BATCH, Pipeline
 from tests.support.processes import BIN, ROOT, compalign, environment, free_port, stop_group, wait_for
 from tests.support.s3_server import S3, fresh_bucket

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.store import (
-    BucketStore,
     LocalStore,
     ObjectChangedError,
     ObjectMissingError,
     Store,
     open_store,
 )
+from compalign_dagster.store.bucket import BucketStore
 
 
 @pytest.fixture
