@@ -3,9 +3,7 @@
 import json
 import logging
 import secrets
-import sqlite3
 import subprocess
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from compalign_dagster.store.bucket import BucketStore
 from compalign_dagster.versions import digest_bytes
 from resources.storage import Storage
 from tests.support.fault_proxy import FaultProxy, refuse
+from tests.support.leaks import everything, leaks
 from tests.support.pipeline import BATCH, Pipeline, failures, metadata_of
 from tests.support.processes import compalign, environment
 from tests.support.s3_server import S3, fresh_bucket
@@ -308,53 +307,9 @@ def test_every_read_goes_through_the_client_that_the_s3_resource_names(world, s3
     assert not wrong.success and "127.0.0.1:9" in failures(wrong)[0], "the chain does lead nowhere"
 
 
-def _cells(database: Path) -> Iterator[bytes]:
-    """Every value of an SQLite database; compressed ones as they were before."""
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        connection.text_factory = bytes
-        tables = [name.decode() for (name,) in connection.execute("select name from sqlite_master where type='table'")]
-        for table in tables:
-            for row in connection.execute(f'select * from "{table}"'):
-                for value in row:
-                    data = value if isinstance(value, bytes) else str(value).encode()
-                    yield data
-                    if data[:1] == b"\x78":
-                        try:
-                            yield zlib.decompress(data)
-                        except zlib.error:
-                            continue  # text that begins with an x; it was searched as it is
-
-
-def _readable(path: str, data: bytes) -> Iterator[bytes]:
-    """The bytes of an object, and what is inside where they are compressed."""
-    yield data
-    if path.endswith(".parquet"):
-        table = pq.read_table(pa.BufferReader(data))
-        yield f"{table.schema.metadata} {table.schema} {table.to_pylist()}".encode()
-
-
-def _everything(folder: Path, s3: S3) -> Iterator[tuple[str, bytes]]:
-    """All that a run leaves behind: (where, bytes)."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        for data in _readable(path.name, path.read_bytes()):
-            yield str(path), data
-        if path.suffix == ".db":
-            yield from ((str(path), data) for data in _cells(path))
-    for key in sorted(s3.keys()):
-        answer = s3.client.get_object(Bucket=s3.bucket, Key=key)
-        yield key, f"{key} {answer['Metadata']} {answer['ResponseMetadata']['HTTPHeaders']}".encode()
-        yield from ((key, data) for data in _readable(key, answer["Body"].read()))
-
-
-def _leaks(folder: Path, s3: S3) -> set[str]:
-    """Where a credential is; the search knows nothing of where it would be put."""
-    wanted = [value.encode() for value in _SECRETS.values()]
-    return {place for place, data in _everything(folder, s3) if any(secret in data for secret in wanted)}
-
-
 def test_no_credential_is_in_the_event_log_the_logs_the_messages_or_the_bucket(world):
-    assert not _leaks(world.folder, world.s3)
-    searched = {Path(place).name for place, _ in _everything(world.folder, world.s3)}
+    assert not leaks(world.folder, world.s3, _SECRETS.values())
+    searched = {Path(place).name for place, _ in everything(world.folder, world.s3)}
     assert {"runs.db", "python.log", "verbs.log", "manifest.json", "kept.parquet", "page.html"} <= searched
 
 
@@ -397,6 +352,6 @@ def _plant_in_a_log(folder: Path, s3: S3, secret: str) -> None:
 def test_the_planted_bug_of_a_leaked_credential_is_found(s3, tmp_path, plant, name):
     folder = tmp_path / "seen"
     folder.mkdir()
-    assert not _leaks(folder, s3)
+    assert not leaks(folder, s3, _SECRETS.values())
     plant(folder, s3, _SECRETS[name])
-    assert _leaks(folder, s3)
+    assert leaks(folder, s3, _SECRETS.values())
