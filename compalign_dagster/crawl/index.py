@@ -147,15 +147,15 @@ def _gather(tape: Tape, total: int | None, gathered: Sorted, unpacked: Inflated 
     damaged = False
     told = None  # what is wrong with the gzip stream, once it is in the quarantine
     for item in walk(tape, total, gathered.budgets.member_bytes):
+        if _is_one_too_many(item, gathered):
+            gathered.add_damage(_too_many(item.offset, gathered.budgets.members))
+            return True
         if isinstance(item, Damage):
             problem = unpacked.problem if unpacked else None
             if problem and item.reason in _ENDS_EARLY and not tape.peek(1):
                 told, item = problem, replace(item, reason=problem.reason, detail=problem.detail)
             gathered.add_damage(item)
             damaged = True
-        elif gathered.counts["members"] >= gathered.budgets.members:
-            gathered.add_damage(_too_many(item, gathered.budgets.members))
-            return True
         else:
             gathered.add(item)
     if unpacked and unpacked.problem is not told and unpacked.problem:
@@ -167,9 +167,15 @@ def _gather(tape: Tape, total: int | None, gathered: Sorted, unpacked: Inflated 
     return damaged
 
 
-def _too_many(member: Member, budget: int) -> Damage:
+def _is_one_too_many(item: Member | Damage, gathered: Sorted) -> bool:
+    """Whether the budget is spent: damaged stretches count too, and gaps between them are bounded by their rows."""
+    most, counted = gathered.budgets.members, isinstance(item, Member) or item.unit == "member"
+    return (counted and gathered.counts["members"] >= most) or len(gathered.quarantine) > 2 * most
+
+
+def _too_many(offset: int, budget: int) -> Damage:
     detail = f"expected at most {budget} members, found more; nothing was read from here on"
-    return Damage(Reason.MEMBERS_TOO_MANY, "shard", member.offset, detail)
+    return Damage(Reason.MEMBERS_TOO_MANY, "shard", offset, detail)
 
 
 def _status(read: _Read, counts: Counter[str]) -> str:

@@ -34,17 +34,24 @@ class Tape:
     def __init__(self, stream: Source) -> None:
         self._stream = stream
         self._window, self._at = b"", 0
+        self._ended = False
         self.offset = 0
+
+    def has(self, length: int) -> int:
+        """How many of the next bytes there are, up to `length`: they are in memory then."""
+        missing = length - (len(self._window) - self._at)
+        if missing > 0 and not self._ended:
+            pieces = [self._window[self._at :]]
+            while missing > 0 and not self._ended:
+                pieces.append(piece := self._stream.read(max(_CHUNK, missing)))
+                missing -= len(piece)
+                self._ended = not piece
+            self._window, self._at = b"".join(pieces), 0
+        return min(length, len(self._window) - self._at)
 
     def peek(self, length: int) -> bytes:
         """The next bytes without passing them; fewer only at the end of the stream."""
-        missing = length - (len(self._window) - self._at)
-        if missing > 0:
-            pieces = [self._window[self._at :]]
-            while missing > 0 and (piece := self._stream.read(max(_CHUNK, missing))):
-                pieces.append(piece)
-                missing -= len(piece)
-            self._window, self._at = b"".join(pieces), 0
+        self.has(length)
         return self._window[self._at : self._at + length]
 
     def skip(self, length: int) -> int:
@@ -106,6 +113,16 @@ class _Header(NamedTuple):
     name: bytes
     size: int
     kind: bytes
+    has_map: bool  # of an old GNU sparse file: blocks that `size` leaves out follow
+
+
+@dataclass
+class _Told:
+    """What extension headers say about the next member; nothing else of them is kept, however many there are."""
+
+    name: bytes | None = None
+    size: int | None = None
+    sparse: bool = False
 
 
 class LengthNeededError(Exception):
@@ -122,12 +139,15 @@ def walk(tape: Tape, total: int | None, ahead: int = 0) -> Iterator[Member | Dam
     With `total` None (a compressed shard before it was unpacked) members of up to `ahead` bytes are looked
     at whole before they are given out, so that none is cut; `LengthNeededError` says when that was not enough.
     """
-    pending: dict[bytes, bytes] = {}  # what extension headers say about the next member
+    told: _Told | None = None
     resumed = False  # whether the last thing met was damage
     while True:
         start = tape.offset
         zeros = _skip_zeros(tape)
         block = tape.peek(BLOCK)
+        if told and (zeros or not block):
+            yield _lost(start, told, "zeros" if zeros >= BLOCK else "the end of the file")
+            told, resumed = None, True
         if not block:
             if zeros < BLOCK and not resumed and start:
                 yield Damage(Reason.END_MISSING, "shard", start, "expected tar's end marker, found the end of the file")
@@ -135,28 +155,29 @@ def walk(tape: Tape, total: int | None, ahead: int = 0) -> Iterator[Member | Dam
         header = _parse(block)
         if header is None:
             yield _skip_damage(tape, start)
-            pending, resumed = {}, True
+            told, resumed = None, True
             continue
-        if zeros:
+        if zeros and not resumed:
             yield Damage(Reason.ZERO_GAP, "shard", start, f"expected the end, found members after {zeros} zero bytes")
         tape.skip(BLOCK)
-        size = _size(header, pending)
+        _skip_sparse_map(tape, header)
+        size = _size(header, told)
         there = _there(tape, size, total, ahead)
         if there < size:
             yield _cut(tape, start, header, size, there)
-            pending, resumed = {}, True
+            told, resumed = None, True
             continue
         end = tape.offset + size
         if header.kind in _EXTENSIONS:
-            _note_extension(tape, header, size, pending)
+            told = _noted(tape, header, size, told)
         else:
-            name = pending.get(b"path", header.name)
-            if resumed and not pending and (len(header.name) >= 99 or b"?" in header.name):
+            name = header.name if told is None or told.name is None else told.name
+            if resumed and told is None and (len(header.name) >= 99 or b"?" in header.name):
                 detail = "expected its long name before it, found damage there"
                 yield Damage(Reason.HEADER_DAMAGED, "member", start, detail, name)
             else:
-                yield Member(name, _kind(header, pending), tape.offset, size, tape)
-            pending, resumed = {}, False
+                yield Member(name, _kind(header, told), tape.offset, size, tape)
+            told, resumed = None, False
         tape.skip(end - tape.offset + -size % BLOCK)
         if total is None and tape.offset < end:
             raise LengthNeededError(tape.offset)
@@ -166,47 +187,73 @@ def _there(tape: Tape, size: int, total: int | None, ahead: int) -> int:
     """How many of the next `size` bytes the archive has, as far as that can be known without passing them."""
     if total is not None:
         return min(size, total - tape.offset)
-    return len(tape.peek(size)) if size <= ahead else size
+    return tape.has(size) if size <= ahead else size
 
 
-def _size(header: _Header, pending: dict[bytes, bytes]) -> int:
+def _lost(start: int, told: _Told, found: str) -> Damage:
+    """An extension header without the member that it is about."""
+    reason = Reason.HEADER_DAMAGED if found == "zeros" else Reason.MEMBER_TRUNCATED
+    return Damage(reason, "member", start, f"expected the member that a header announced, found {found}", told.name)
+
+
+def _skip_sparse_map(tape: Tape, header: _Header) -> None:
+    """Pass the blocks in which an old GNU sparse file goes on to list its pieces."""
+    more = header.has_map
+    while more and (block := tape.peek(BLOCK)):
+        more = block[504:505] > b"\0"
+        tape.skip(len(block))
+
+
+def _size(header: _Header, told: _Told | None) -> int:
     """How many bytes follow; links, devices and folders have none whatever their header says."""
     if header.kind in _EXTENSIONS:
         return header.size
     if header.kind in _LINKS_AND_DEVICES or _is_folder(header):
         return 0
-    told = pending.get(b"size", b"")
-    return int(told) if told.isdigit() and len(told) < 20 else header.size
+    return header.size if told is None or told.size is None else told.size
 
 
 def _is_folder(header: _Header) -> bool:
     return header.kind == b"5" or (header.kind == b"\0" and header.name.endswith(b"/"))
 
 
-def _kind(header: _Header, pending: dict[bytes, bytes]) -> Literal["file", "folder", "other"]:
+def _kind(header: _Header, told: _Told | None) -> Literal["file", "folder", "other"]:
     if _is_folder(header):
         return "folder"
-    sparse = pending and any(key.startswith(b"GNU.sparse") for key in pending)
+    sparse = told is not None and told.sparse
     return "file" if header.kind in (b"0", b"\0", b"7") and not sparse else "other"
 
 
-def _note_extension(tape: Tape, header: _Header, size: int, pending: dict[bytes, bytes]) -> None:
-    """Remember what a long-name or pax header says about the next member, and pass its bytes."""
+def _noted(tape: Tape, header: _Header, size: int, told: _Told | None) -> _Told | None:
+    """What is known of the next member after a long-name or pax header, whose bytes are passed."""
+    if header.kind == b"g":
+        return told
+    told = told or _Told()
     if size > _EXTENSION_BYTES:
-        pending[b"path"] = b""  # no name: refused later
+        told.name = b""  # no name: refused later
         tape.skip(size)
-        return
+        return told
     data = tape.read(size)
     if header.kind == b"L":
-        pending[b"path"] = data.split(b"\0", 1)[0]
+        told.name = data.split(b"\0", 1)[0]
     elif header.kind in (b"x", b"X"):
-        at = 0
-        while record := _PAX_RECORD.match(data, at):
-            end = at + int(record[1])
-            if end <= record.end():
-                break
-            pending[record[2]] = data[record.end() : end - 1]
-            at = end
+        for key, value in _pax_records(data):
+            if key == b"path":
+                told.name = value
+            elif key == b"size" and value.isdigit() and len(value) < 20:
+                told.size = int(value)
+            told.sparse |= key.startswith(b"GNU.sparse")
+    return told
+
+
+def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while record := _PAX_RECORD.match(data, at):
+        end = at + int(record[1])
+        if end <= record.end():
+            break
+        yield record[2], data[record.end() : end - 1]
+        at = end
 
 
 def _skip_zeros(tape: Tape) -> int:
@@ -279,7 +326,8 @@ def _parse(block: bytes) -> _Header | None:
     name, prefix = _text(block[:100]), _text(block[345:500])
     if prefix and block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0":
         name = prefix + b"/" + name
-    return _Header(name, size, block[156:157])
+    kind = block[156:157]
+    return _Header(name, size, kind, kind == b"S" and block[482:483] > b"\0")
 
 
 def _text(field: bytes) -> bytes:

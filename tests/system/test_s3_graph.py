@@ -255,7 +255,7 @@ def test_every_verb_reads_from_the_bucket(world, tmp_path):
         ("index", "--shards", f"{url}/landing", "--out", tmp_path / "index"),
         ("train", "--annotations", f"{url}/labels", "--shards", f"{url}/labels/shards", "--shards",
          f"{url}/landing/**/*.tar", "--config", config, "--out", tmp_path / "model"),
-        ("score", "--model", tmp_path / "model", "--shards", f"{url}/landing/sample/9*.tar", "--out",
+        ("score", "--model", tmp_path / "model", "--shards", f"{url}/landing/sample/*.tar", "--out",
          tmp_path / "scores.parquet"),
     ]  # fmt: skip
     for verb in verbs:
@@ -264,10 +264,13 @@ def test_every_verb_reads_from_the_bucket(world, tmp_path):
     world.s3.client.upload_file(str(tmp_path / "scores.parquet"), world.s3.bucket, "scores/a.parquet")
     kept = _verb(world, "keep", "--scores", f"{url}/scores/", "--fraction", "0.5", "--out", tmp_path / "kept.parquet")
     assert kept.returncode == 0, kept.stderr
+    crawl = _shards_of_the_dataset(world.remote.store)
     indexed = pq.read_table(tmp_path / "index" / "pairs.parquet")
-    assert set(indexed["pair_id"].to_pylist()) == set.union(*_shards_of_the_dataset(world.remote.store).values())
+    assert set(indexed["pair_id"].to_pylist()) == set.union(*crawl.values())
     scored = pq.read_table(tmp_path / "scores.parquet")
-    assert set(scored["shard"].to_pylist()) == {"90000.tar"}
+    assert {f"sample/{name}" for name in scored["shard"].to_pylist()} == {
+        name for name in crawl if name.startswith("sample/")
+    }
     assert pq.read_table(tmp_path / "kept.parquet").num_rows == int(scored.num_rows * 0.5 + 0.5)
 
 
