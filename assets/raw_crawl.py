@@ -5,6 +5,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +245,9 @@ def _views(storage: Storage, batch: Batch, facts: dict, rows: list[dict]) -> dic
 
     pairs = _some_pairs(storage, rows)
     cards = [Card(image=data, caption=row["caption"], note=f"{row['shard']} {row['key']}") for row, data in pairs]
-    quarantine = [
-        entry for row in rows for entry in parquet.read(storage.store.fetch(row["quarantine_key"])).to_pylist()
-    ]
-    page = crawl_page({"batch": batch.key, **facts, "shards": rows}, cards, quarantine[:_QUARANTINE_ROWS_SHOWN])
+    refused = (entry for row in rows for entry in parquet.read(storage.store.fetch(row["quarantine_key"])).to_pylist())
+    shown = list(islice(refused, _QUARANTINE_ROWS_SHOWN))  # a batch of broken shards has millions
+    page = crawl_page({"batch": batch.key, **facts, "shards": rows}, cards, shown)
     sheet = [data for _, data in pairs]
     return {PAGE: page, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}
 

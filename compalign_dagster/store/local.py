@@ -1,18 +1,25 @@
 """A store in a folder of this machine."""
 
+import errno
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from compalign_dagster.store.base import Listed, changed, checked_parts, hidden, missing
-
-_NO_FOLDER = (FileNotFoundError, NotADirectoryError)
-_NO_OBJECT = (*_NO_FOLDER, IsADirectoryError)
+from compalign_dagster.store.base import (
+    Listed,
+    ObjectMissingError,
+    StoreError,
+    changed,
+    checked_parts,
+    hidden,
+    missing,
+)
+from compalign_dagster.store.disk import NO_OBJECT, explain_read, explain_write
 
 
 class LocalStore:
@@ -28,11 +35,15 @@ class LocalStore:
         return self.root.joinpath(*checked_parts(key))
 
     def exists(self, key: str) -> bool:
-        return self.path(key).is_file()
+        try:
+            self.stat(key)
+        except ObjectMissingError:
+            return False
+        return True
 
     def stat(self, key: str) -> Listed:
         path = self.path(key)
-        with self._found(path):
+        with _reading(path):
             facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise missing(str(path))
@@ -40,21 +51,22 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """A whole object, durable before anybody acts on it: facts and manifests are read this way."""
-        folder = self.path(key).parent
-        with self.open(key) as stream:
+        path = self.path(key)
+        folder = path.parent
+        with self.open(key) as stream, _reading(path):
             unfinished = os.fstat(stream.fileno()).st_nlink > 1  # its writer is not done yet, or was killed
             if unfinished and os.access(folder, os.W_OK):  # who cannot write here builds nothing on it
                 self._sync_names(folder)
             return stream.read()
 
     def read_range(self, key: str, offset: int, length: int, *, stamp: str | None = None) -> bytes:
-        with self.open(key, stamp=stamp) as stream:
+        with self.open(key, stamp=stamp) as stream, _reading(self.path(key)):
             stream.seek(offset)
             return stream.read(length)
 
     def open(self, key: str, *, stamp: str | None = None) -> BinaryIO:
         path = self.path(key)
-        with self._found(path):
+        with _reading(path):
             stream = path.open("rb")
         if stamp is not None and _listed(key, os.fstat(stream.fileno())).stamp != stamp:
             stream.close()
@@ -71,9 +83,8 @@ class LocalStore:
                 behind = key > after or after.startswith(key)
                 if behind and (key.startswith(prefix) or prefix.startswith(key)):
                     yield from self._walk(key[:-1], prefix, after)
-            elif key.startswith(prefix) and key > after and entry.is_file():
-                with suppress(FileNotFoundError):  # removed while the folder was read
-                    yield _listed(key, entry.stat())
+            elif key.startswith(prefix) and key > after and (facts := _facts(entry)):
+                yield _listed(key, facts)
 
     def folders(self, prefix: str = "") -> Iterator[str]:
         top = prefix.rpartition("/")[0]
@@ -87,6 +98,14 @@ class LocalStore:
         Until the object's name is durable it has a second, hidden one, by which `read` knows.
         """
         target = self.path(key)
+        try:
+            return self._put_new(key, target, source)
+        except OSError as error:
+            if isinstance(error, StoreError) or str(error.filename) == str(source):  # it is the source that fails
+                raise
+            raise explain_write(error, str(target)) from error
+
+    def _put_new(self, key: str, target: Path, source: bytes | Path) -> bool:
         if self.exists(key):
             self._sync_names(target.parent)
             return False
@@ -95,6 +114,8 @@ class LocalStore:
         try:
             _write(temporary, source)
             new = _link(temporary, target)
+            if not new and not self.exists(key):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -106,13 +127,6 @@ class LocalStore:
         """The object's own file."""
         self.stat(key)
         return self.path(key)
-
-    @contextmanager
-    def _found(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except _NO_OBJECT as error:
-            raise missing(str(path)) from error
 
     def _sync_names(self, folder: Path) -> None:
         """Make every name on the way to `folder` durable: an object is lost with any of them."""
@@ -129,6 +143,25 @@ class LocalStore:
             if os.access(level, os.R_OK):  # one that may not be opened cannot be synced; we made nothing in it
                 _sync(level)
         self._has_a_name = True
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain_read(error, str(path)) from error
+
+
+def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What is known of a file; None for what is none: a pipe, a link to nothing or in a circle, one just removed."""
+    try:
+        facts = entry.stat()
+    except OSError as error:
+        if error.errno in NO_OBJECT:
+            return None
+        raise explain_read(error, entry.path) from error
+    return facts if stat.S_ISREG(facts.st_mode) else None
 
 
 def _sync(folder: Path) -> None:
@@ -173,9 +206,9 @@ def _entries(path: Path, folder: str) -> list[tuple[str, os.DirEntry[str]]]:
     if hidden(folder) or folder.startswith("/"):
         return []
     try:
-        with os.scandir(path) as found:
+        with _reading(path), os.scandir(path) as found:
             entries = [entry for entry in found if not entry.name.startswith(".")]
-    except _NO_FOLDER:
+    except ObjectMissingError:
         return []
     keyed = [(f"{start}{e.name}/" if e.is_dir(follow_symlinks=False) else start + e.name, e) for e in entries]
     return sorted(keyed, key=lambda item: item[0])
