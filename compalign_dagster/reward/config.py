@@ -49,7 +49,8 @@ class RewardConfig:
     joint_every: int = 4  # steps of stage 1 between two such losses
     frozen_share: float = 0.0  # of the embeddings and lower layers, from the bottom, in stage 1
     validate_every: int = 25  # steps
-    # memory
+    # the machine
+    threads: int | None = None  # of torch on a CPU; None takes what it finds, and the bytes then depend on that
     cache_mib: int = 512  # prepared images or frozen image states kept between steps
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,8 +59,10 @@ class RewardConfig:
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    # Small batches: a net this small, from scratch, learns more from many updates than from large ones.
+    # Small batches: a net this small, from scratch, learns more from many updates than from large ones. Two threads
+    # are no faster than one on them, and many times slower where the machine has other work.
     "blip-tiny": {
+        "threads": 1,
         "pretrain_steps": 1200,
         "pretrain_batch": 16,
         "near_misses": True,
@@ -142,7 +145,7 @@ _SHARES = {"warmup", "frozen_share", "dropout"}
 _LEAST = {"max_caption_tokens": 4} | dict.fromkeys(
     (
         *("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "heads", "joint_size"),
-        *("vocabulary_size", "steps", "batch_images", "pretrain_batch", "validate_every", "joint_every"),
+        *("threads", "vocabulary_size", "steps", "batch_images", "pretrain_batch", "validate_every", "joint_every"),
     ),
     1,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compalign_dagster.compute import pick_device
 from compalign_dagster.errors import CompalignError, InputError
-from compalign_dagster.fitting import fit, seed_everything
+from compalign_dagster.fitting import cpu_threads, fit, seed_everything
 from compalign_dagster.reward.batches import epochs, flatten
 from compalign_dagster.reward.config import CODE_VERSION, RewardConfig
 from compalign_dagster.reward.data import JudgedImage, TrainingData, judged_images
@@ -58,6 +58,11 @@ def train(
     Raises `InputError` when no image of the training split has an untied comparison, and
     `CompalignError` when the untrained rewards do not differ (such a model cannot learn).
     """
+    with cpu_threads(config.threads):
+        return _train(config, data, device, progress)
+
+
+def _train(config: RewardConfig, data: TrainingData, device: str, progress: Progress) -> Trained:
     started = time.monotonic()
     seed_everything(config.seed)
     splits = {split: judged_images(data, split) for split in ("train", "validation", "test")}

@@ -44,6 +44,19 @@ def test_equal_seeds_train_equal_bytes_and_another_seed_does_not(data, folder, t
     assert model_version(save_model(other.model, tmp_path / "other")) != model_version(folder)
 
 
+def test_a_small_net_trains_the_same_bytes_whatever_threads_the_machine_offers(data, folder, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        for offered in (1, 3):
+            torch.set_num_threads(offered)
+            again = train(tiny_config(), data)
+            assert torch.get_num_threads() == offered, "what it found is put back"
+            saved = save_model(again.model, tmp_path / str(offered), metrics=again.metrics, record=again.record)
+            assert model_version(saved) == model_version(folder)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_metrics_and_record_are_json_and_repeat(data, trained):
     again = train(tiny_config(), data)
     assert json.dumps(again.metrics, allow_nan=False) == json.dumps(trained.metrics, allow_nan=False)
