@@ -41,6 +41,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SCANS = 20  # of a progressive JPEG as large as the budget; each goes over all pixels again, few bytes make one
 _TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough data", "premature")
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
                     raise ImageRejected(
                         "image_too_large", f"expected at most {max_pixels} pixels, found {width} x {height}"
                     )
+                _refuse_scans(image, data, _SCANS * max_pixels)
                 yield image
     except ImageRejected:
         raise
@@ -119,6 +121,12 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise _unidentified(data) from error
     except Exception as error:  # codecs raise anything on hostile bytes; the caller gets all of it
         raise _undecodable(data, error) from error
+
+
+def _refuse_scans(image: Image.Image, data: bytes, most: int) -> None:
+    """Refuse a JPEG whose scans, counted by their markers, go over more than `most` pixels in all."""
+    if image.format in ("JPEG", "MPO") and (work := data.count(b"\xff\xda") * image.width * image.height) > most:
+        raise ImageRejected("image_too_large", f"expected scans of at most {most} pixels in all, found {work}")
 
 
 def _unidentified(data: bytes) -> ImageRejected:

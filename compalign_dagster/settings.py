@@ -197,7 +197,7 @@ def load(**overrides: Any) -> Settings:
     given = {name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX)}
     defaults = {name: default.value for name, default in PROFILES.get(profile, {}).items() if name not in given}
     try:
-        return Settings(**{**defaults, **overrides})
+        settings = Settings(**{**defaults, **overrides})
     except ValidationError as error:
         raise _explain(error) from None
     except SettingsError as error:
@@ -207,6 +207,40 @@ def load(**overrides: Any) -> Settings:
             found=str(error),
             remedy="Correct the variable or unset it for the profile's default.",
         ) from None
+    _refuse_credentials_in_urls(settings)
+    _refuse_places_in_the_landing_place(settings)
+    return settings
+
+
+def _refuse_credentials_in_urls(settings: Settings) -> None:
+    """Dagster and `doctor` show URLs, so this comes before anybody does, and repeats none."""
+    for name in ("store", "landing", "labels", "evaluation"):
+        _, remote, rest = getattr(settings, name).partition("://")
+        if remote and "@" in rest.partition("/")[0]:
+            raise InputError(
+                f"setting {PREFIX}{name.upper()}",
+                expected="a folder, s3://bucket or s3://bucket/prefix",
+                found="something before an @, which is not repeated here",
+                remedy="Credentials do not belong into a URL: set AWS_ACCESS_KEY_ID or AWS_PROFILE.",
+            )
+
+
+def _refuse_places_in_the_landing_place(settings: Settings) -> None:
+    """Whatever lies there is crawl: held-out shards would be trained on, and what we publish would arrive."""
+    landing = _place(settings.landing)
+    for name in ("store", "labels", "evaluation"):
+        if _place(getattr(settings, name)).startswith(landing):
+            raise InputError(
+                f"setting {PREFIX}{name.upper()}",
+                expected="a place outside the landing place",
+                found="one inside it",
+                remedy=f"Set {PREFIX}LANDING to a folder or prefix of its own.",
+            )
+
+
+def _place(url: str) -> str:
+    path = url if "://" in url else str(Path(url).absolute())
+    return path.rstrip("/") + "/"
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ What does not belong here: reading or writing them, which is the core's.
 """
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import dagster as dg
@@ -47,6 +48,10 @@ class Storage(dg.ConfigurableResource):
             pages_url=settings.pages_url,
             s3=S3Resource(),
         )
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """All but `s3`, which holds credentials once an `EnvVar` is resolved."""
+        return [(name, value) for name, value in super().__repr_args__() if name != "s3"]
 
     @property
     def store(self) -> Store:

@@ -104,6 +104,7 @@ def _bucket(name: str, place: str) -> Finding:
             store.read_range(some.key, 0, 1)
         if name == "store":
             store.require_conditional_writes()
+            store.require_conditional_writes(in_parts=True)
     except CompalignError as error:
         return Finding(name, f"{place}: {error.found}", error.remedy)
     state = "can be read" if some else "is empty"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from compalign_dagster.crawl.shards import usable
 from compalign_dagster.errors import InputError
 from compalign_dagster.store import open_store
 
@@ -34,6 +35,8 @@ def table_file(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     try:
         with writer:
             yield writer
+        if path.is_dir():
+            raise unwritable(path, IsADirectoryError("a folder"))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,8 +45,13 @@ def table_file(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Readable JSON that replaces `path` whole."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -63,7 +71,8 @@ def find_tables(patterns: Sequence[str], what: str = "scores") -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        matched = [path for path in _matches(pattern) if not path.name.endswith(SIDECAR)]
+        with usable(f"{what} {pattern!r}"):
+            matched = [path for path in _matches(pattern) if not path.name.endswith(SIDECAR)]
         if not matched:
             raise InputError(
                 f"{what} {pattern!r}",
@@ -83,6 +92,8 @@ def _matches(pattern: str) -> list[Path]:
             return [store.fetch(item.key) for item in store.list() if Path(item.key).match(name)]
         store = open_store(pattern)
         return [store.fetch(item.key) for item in store.list() if item.key.endswith(".parquet")]
+    if not pattern:
+        return []
     path = Path(pattern).expanduser()
     if path.is_dir():
         return sorted(item for item in path.rglob("*.parquet") if item.is_file() and not item.name.startswith("."))

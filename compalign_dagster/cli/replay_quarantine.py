@@ -67,7 +67,7 @@ def command(
     pairs, refused = (
         ShardRows(index / f"{name}.parquet", schema) for name, schema in (("pairs", PAIRS), ("quarantine", QUARANTINE))
     )
-    old = {facts["shard"]: facts for facts in summary["shards"]}
+    old = summary["shards"]
     again = {name for name in old if is_chosen(refused.reasons(name), wanted)}
     require_shards(sorted(again), found)
     again |= {name for name in old if name in found and _size(found[name]) != old[name]["bytes"]}
@@ -94,7 +94,7 @@ def command(
 
 
 def _summary(index: Path) -> dict[str, Any]:
-    """What an index says of itself; unknown budgets of another release are left out."""
+    """What an index says of itself, shards by name; unknown budgets of another release are left out."""
     from compalign_dagster.crawl.index import Budgets
     from compalign_dagster.errors import InputError
 
@@ -102,7 +102,12 @@ def _summary(index: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text())
         budgets = {name: summary["budgets"][name] for name in vars(Budgets()) if name in summary["budgets"]}
-        return {"shards": [dict(facts) for facts in summary["shards"]], "budgets": budgets}
+        shards = {facts["shard"]: dict(facts) for facts in summary["shards"]}
+        if any(type(facts["bytes"]) is not int for facts in shards.values()) or not all(
+            type(budget) is int for budget in budgets.values()
+        ):
+            raise TypeError("numbers")
+        return {"shards": shards, "budgets": budgets}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"index {index}",

@@ -13,7 +13,6 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from compalign_dagster.crawl import landed
 from compalign_dagster.crawl.batches import (
@@ -256,8 +255,13 @@ class _Look:
         """Slices of a listing, as many as room and time allow; where there is room, at least one."""
         items = filter(self._usable, listing)
         while not self._full():
-            part = list(islice(items, _SLICE))
-            reach.whole = len(part) < _SLICE
+            part: list[Listed] = []
+            reach.whole = True
+            for item in items:
+                part.append(item)
+                if len(part) == _SLICE or (item.size < 0 and self._spent(share)):  # a folder passed is a request
+                    reach.whole = False
+                    break
             yield part
             reach.end = part[-1].key if part else reach.end
             if reach.whole or self._spent(share):

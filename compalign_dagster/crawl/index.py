@@ -158,6 +158,9 @@ def _gather(tape: Tape, total: int | None, gathered: Sorted, unpacked: Inflated 
             damaged = True
         else:
             gathered.add(item)
+            if gathered.kept > gathered.budgets.kept_bytes:
+                gathered.add_damage(_too_much_kept(tape.offset, gathered.budgets.kept_bytes))
+                return True
     if unpacked and unpacked.problem is not told and unpacked.problem:
         gathered.add_damage(unpacked.problem)
         damaged = True
@@ -176,6 +179,11 @@ def _is_one_too_many(item: Member | Damage, gathered: Sorted) -> bool:
 def _too_many(offset: int, budget: int) -> Damage:
     detail = f"expected at most {budget} members, found more; nothing was read from here on"
     return Damage(Reason.MEMBERS_TOO_MANY, "shard", offset, detail)
+
+
+def _too_much_kept(offset: int, budget: int) -> Damage:
+    detail = f"expected at most {budget} bytes of names and captions, found more; nothing was read from here on"
+    return Damage(Reason.CAPTIONS_TOO_MANY, "shard", offset, detail)
 
 
 def _status(read: _Read, counts: Counter[str]) -> str:

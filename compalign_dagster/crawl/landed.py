@@ -21,6 +21,7 @@ Mark = Literal["settled", "stats", "success"]
 
 _STATISTICS_BYTES = 1 << 20  # a statistics file is about 1 kB; a longer one is not read on
 _PROBED = 10_000  # objects that are looked at for one shard before a corpus counts as empty
+_PASSED = 100  # folders, each a request; a landing folder that holds so many is no lost mount
 _REQUESTS = 8  # at once; each is a small read
 _LAST = "\U0010ffff"  # sorts behind every other character
 
@@ -58,24 +59,30 @@ def at_root(landing: Store, after: str = "") -> Iterator[Listed]:
     Each folder on the way costs one listing. A folder is passed as one item of size -1, so that who
     remembers how far a listing went need not pass it again.
     """
+    passed = None
     while True:
         for item in landing.list(after=after):
             folder, slash, _ = item.key.partition("/")
-            if slash:
-                after = f"{folder}/{_LAST}"
+            if not slash:
+                yield item
+            elif folder != passed:  # else a name that sorts behind `_LAST`
+                passed, after = folder, f"{folder}/{_LAST}"
                 yield Listed(after, -1, "")
                 break
-            yield item
         else:
             return
 
 
 def is_lost(landing: Store, corpus: str) -> bool:
     """Whether a corpus has no shard at all, as when its mount is lost."""
-    places: list[Iterator[Listed]] = [landing.list(f"{corpus}/")]
-    if corpus == corpus_of(""):
-        places.append(at_root(landing))
-    return not any(is_shard(item.key) for place in places for item in islice(place, _PROBED))
+    if any(is_shard(item.key) for item in islice(landing.list(f"{corpus}/"), _PROBED)):
+        return False
+    passed = 0
+    for item in islice(at_root(landing), _PROBED) if corpus == corpus_of("") else ():
+        passed += item.size < 0
+        if is_shard(item.key) or passed == _PASSED:
+            return False
+    return True
 
 
 def gone(landing: Store, names: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ MEANINGS: dict[Reason, str] = {
     Reason.NAME_UNSAFE: "the member's name is absolute, climbs, has control characters or is not UTF-8",
     Reason.KEY_DUPLICATE: "a second sample with a key that the shard already has",
     Reason.JSON_MALFORMED: "the .json is not a JSON object in UTF-8, or its `captions` is not a list",
-    Reason.CAPTIONS_TOO_MANY: "the `captions` list is longer than the budget",
+    Reason.CAPTIONS_TOO_MANY: "a `captions` list, or the captions of a shard together, are beyond the budget",
     Reason.CAPTION_MISSING: "an image without any caption",
     Reason.IMAGE_UNDECODABLE: "called an image, but its bytes are not one",
     Reason.IMAGE_TRUNCATED: "the image's bytes end before its pixels do",

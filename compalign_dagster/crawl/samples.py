@@ -22,12 +22,16 @@ _IMAGES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl", "ppm", "img"}
 )
 _LONGEST_NAME_BYTES = 1024
+_ROW_BYTES = 512  # what a member or a caption costs in memory, beside its text
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The most that is read, per member, image, caption, sample and shard. `unpacked_bytes` is of a compressed one."""
+    """The most that is read, per member, image, caption, sample and shard.
+
+    `unpacked_bytes` is of a compressed shard; `kept_bytes` of the names, captions and URLs that are held at a time.
+    """
 
     member_bytes: int = 64 << 20
     unpacked_bytes: int = 16 << 30
@@ -36,6 +40,7 @@ class Budgets:
     members: int = 1_000_000
     json_bytes: int = 1 << 20
     sample_captions: int = 1_000
+    kept_bytes: int = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Sorted:
     samples: dict[str, Sample] = field(default_factory=dict)
     quarantine: list[dict] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    kept: int = 0  # bytes, about, as `Budgets.kept_bytes` bounds them
 
     def refuse(self, key: str | None, place: Place, reason: Reason, detail: str) -> None:
         """Quarantine one member."""
@@ -110,6 +116,7 @@ class Sorted:
 
     def _add_to_sample(self, member: Member, place: Place, key: str, role: str, extension: str) -> None:
         sample = self.samples.setdefault(key, Sample(key))
+        self.kept += _ROW_BYTES + 4 * len(member.name)  # a name is in its place, its key and the details of refusals
         sample.repeated |= extension in sample.extensions
         sample.extensions.add(extension)
         limit = self.budgets.json_bytes if role == "json" else self.budgets.member_bytes
@@ -161,10 +168,13 @@ class Sorted:
         except MalformedError as error:
             self.refuse(sample.key, place, error.reason, error.detail)
             return
+        found = [*sidecar.listed, *([sidecar.single] if sidecar.single else [])]
+        self.kept += sum(_ROW_BYTES + len(caption.data) for caption in found) + len(sidecar.url or "")
         sample.sidecar, sample.sidecar_place = sidecar, place
         self.counts["used"] += 1
 
     def _add_text(self, sample: Sample, place: Place, caption: Caption) -> None:
+        self.kept += len(caption.data)
         sample.text, sample.text_place = caption, place
         self.counts["used"] += 1
 

@@ -4,6 +4,7 @@ What does not belong here: what is inside a shard (`tar.py`, `index.py`).
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from typing import BinaryIO, Self
 
 from compalign_dagster.crawl.streams import Inflated
 from compalign_dagster.crawl.tar import Tape
-from compalign_dagster.errors import InputError
-from compalign_dagster.store import LocalStore, Store, StoreError, open_store
+from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.store import LocalStore, Store, open_store
 
 _COMPRESSED = (".tar.gz", ".tgz")
 SUFFIXES = (".tar", *_COMPRESSED)
@@ -65,12 +66,14 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     prefix or glob. Names are relative to the part of the pattern before its first wildcard.
 
     Raises:
-        InputError: when a pattern matches nothing, or two shards would share a name.
+        InputError: when a pattern matches nothing or what it names cannot be read, when a name is not UTF-8, or
+            when two shards would share one.
     """
     found: dict[str, Shard] = {}
     places: set[str] = set()
     for pattern in patterns:
-        matched = list(_remote(pattern) if "://" in pattern else _local(pattern))
+        with usable(f"shards {pattern!r}"):
+            matched = list(_remote(pattern) if "://" in pattern else _local(pattern))
         if not matched:
             raise InputError(
                 f"shards {pattern!r}",
@@ -79,6 +82,7 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
                 remedy="Check the path; quote a glob so that the shell leaves it alone.",
             )
         for shard in matched:
+            _require_text(shard)
             place = _place(shard)
             if place in places:
                 continue  # named by two patterns
@@ -95,26 +99,42 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
 
 
 @contextmanager
+def usable(what: str) -> Iterator[None]:
+    """Look for files; a path that nobody can follow or read is an `InputError` about `what`."""
+    try:
+        yield
+    except CompalignError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # also an unknown user's home, and globs that are none
+        raise InputError(
+            what,
+            expected="a path that can be read",
+            found=str(error).rstrip("."),
+            remedy="Check how it is written, and who may read what is below it.",
+        ) from error
+
+
+def _require_text(shard: Shard) -> None:
+    try:
+        shard.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(
+            f"shard name {shard.name!a} in {shard.store.url!a}",
+            expected="a name in UTF-8",
+            found="other bytes",
+            remedy="Rename the file.",
+        ) from None
+
+
+@contextmanager
 def opened(shard: Shard) -> Iterator[tuple[BinaryIO, int]]:
     """A shard's bytes as they lie there, read forwards, and how many there are.
 
     Raises:
-        StoreError: when there is no such object, or another one than `shard.stamp` says.
-        InputError: when the operating system lets nobody read it.
+        StoreError: when there is no such object, it may not be read, or is another one than `shard.stamp` says.
     """
-    try:
-        size = shard.store.stat(shard.key).size
-        stream = shard.store.open(shard.key, stamp=shard.stamp)
-    except StoreError:
-        raise
-    except OSError as error:
-        raise InputError(
-            f"shard {shard.name} in {shard.store.url}",
-            expected="a readable file",
-            found=str(error).splitlines()[0],
-            remedy="Check that it is still there and may be read.",
-        ) from error
-    with stream:
+    size = shard.store.stat(shard.key).size
+    with shard.store.open(shard.key, stamp=shard.stamp) as stream:
         yield stream, size
 
 
@@ -184,12 +204,14 @@ def read_member(shard: Shard, offset: int, length: int) -> bytes:
 
 def _place(shard: Shard) -> str:
     if isinstance(shard.store, LocalStore):
-        return str(shard.store.path(shard.key).resolve())
+        return os.path.realpath(shard.store.path(shard.key))
     return f"{shard.store.url}/{shard.key}"
 
 
 def _local(pattern: str) -> Iterator[Shard]:
     path = Path(pattern).expanduser()
+    if not pattern:
+        return
     if path.is_dir():
         yield from _below(path, path)
     elif path.is_file():
@@ -197,7 +219,12 @@ def _local(pattern: str) -> Iterator[Shard]:
     elif _GLOB.search(pattern):
         parts = path.parts
         fixed = next(at for at, part in enumerate(parts) if _GLOB.search(part))
-        root = Path(*parts[:fixed])
+        root, wanted = Path(*parts[:fixed]), "/".join(parts[fixed:])
+        if "**" in wanted:
+            for shard in _below(root, root) if root.is_dir() else ():
+                if _matches(shard.name, wanted) or _matches(shard.name, f"{wanted}/**"):
+                    yield shard
+            return
         for match in sorted(root.glob(str(Path(*parts[fixed:])))):
             if match.is_dir():
                 yield from _below(match, root)
@@ -206,9 +233,22 @@ def _local(pattern: str) -> Iterator[Shard]:
 
 
 def _below(folder: Path, root: Path) -> Iterator[Shard]:
-    for match in sorted(folder.rglob("*")):
-        if match.is_file() and is_shard(match.relative_to(root).as_posix()):
-            yield _local_shard(match, root)
+    """The shards below a folder; raises `OSError` for a folder that may not be read, which must not look empty."""
+    for place, folders, files in os.walk(folder, onerror=_fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in folders):
+            if path.is_symlink():
+                log.warning("%s is a link to a folder: name what it points to, links are not followed", path)
+        for path in (Path(place, name) for name in sorted(files)):
+            if is_shard(path.relative_to(root).as_posix()):
+                if path.is_file():
+                    yield _local_shard(path, root)
+                else:
+                    log.warning("%s is left out: it is no file, or a link to none", path)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _local_shard(path: Path, root: Path) -> Shard:

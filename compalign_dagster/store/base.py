@@ -24,7 +24,8 @@ class Store(Protocol):
     """Immutable objects. Keys are relative, with forward slashes; a part that starts with "." is hidden.
 
     Every method raises a `StoreError`: `ObjectMissingError` where there is no such object,
-    `AccessDeniedError`, `TransientStoreError` when retries did not help.
+    `AccessDeniedError`, `TransientStoreError` when retries did not help. Only the source of a `put_new` that cannot
+    be read raises what the operating system says.
     """
 
     url: str
@@ -83,7 +84,7 @@ class StoreError(CompalignError):
 
 
 class TransientStoreError(StoreError):
-    """Throttling, a server error or a broken connection that outlived the retries."""
+    """Throttling, a server error, a broken connection or a stale mount that outlived the retries."""
 
 
 class AccessDeniedError(StoreError):

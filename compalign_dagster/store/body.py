@@ -1,15 +1,17 @@
 """An object of a bucket as a stream that survives broken connections."""
 
 import io
+import re
 import time
 from typing import Any, BinaryIO
 
 from botocore.exceptions import FlexibleChecksumError
 
 from compalign_dagster.store.base import StoreError, TransientStoreError
-from compalign_dagster.store.failures import FAILURES, code_of, explain
+from compalign_dagster.store.failures import FAILURES, code_of, explain, said
 
 _BUFFER = 1 << 20
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PIECE = 1 << 15  # asked of the client at once: what it holds of a piece when the connection breaks is lost
 _STALLS = 4  # reconnections in a row that bring no byte
 _FIRST_PAUSE = 0.1  # s before the second of them in a row, then doubling
@@ -85,16 +87,26 @@ class Body(io.RawIOBase):
             request["IfMatch"] = f'"{self._stamp}"'
         try:
             answer = self._client.get_object(**request)
+            self._answer = answer["Body"]
+            length, etag = said(answer, "ContentLength", "ETag")
         except FAILURES as error:
             if code_of(error) == "InvalidRange":
                 return 0
             raise explain(error, "read", self._url, self._client) from None
-        self._answer = answer["Body"]
-        if "Range" in request and not answer.get("ContentRange", "").startswith(f"bytes {self._at}-"):
+        if "Range" in request and not self._is_range(answer.get("ContentRange", ""), length):
             self._answer.close()
             raise self._damaged("the server did not keep to the range that was asked for")
-        self._stamp = self._stamp or answer.get("ETag", "").strip('"') or None
-        return answer["ContentLength"]
+        self._stamp = self._stamp or etag.strip('"')
+        return length
+
+    def _is_range(self, told: str, length: int) -> bool:
+        """Whether an answer is what was asked for: up to its end, or to the object's where that comes first."""
+        found = _RANGE.fullmatch(told)
+        if found is None:
+            return False
+        first, last, size = map(int, found.groups())
+        end = size if self._last is None else min(self._last, size)
+        return first == self._at and last + 1 == end and length == end - first
 
     def _damaged(self, found: str) -> StoreError:
         return StoreError(

@@ -30,7 +30,7 @@ from compalign_dagster.store.base import (
     hidden,
 )
 from compalign_dagster.store.body import Body, as_file, whole
-from compalign_dagster.store.failures import FAILURES, code_of, explain, is_refusal, make_client, status_of
+from compalign_dagster.store.failures import FAILURES, code_of, explain, is_refusal, make_client, said, status_of
 from compalign_dagster.store.upload import WRITE_ID, Upload
 
 PART_BYTES = 32 << 20
@@ -40,7 +40,7 @@ _ATTEMPTS = 5  # puts whose outcome was found out to be nothing, in a row
 _PAUSE = 0.2  # s after the first of them, then doubling
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _LOG = logging.getLogger(__name__)
-_proven: set[tuple[str, str]] = set()  # (endpoint, store URL) of servers seen to keep conditional writes
+_proven: set[tuple[str, str, bool]] = set()  # (endpoint, store URL, in parts) of servers seen to keep the condition
 _proving = threading.Lock()
 
 
@@ -86,10 +86,10 @@ class BucketStore:
     def stat(self, key: str) -> Listed:
         place, url = self._place(key)
         try:
-            facts = self.client.head_object(**place)
+            size, etag = said(self.client.head_object(**place), "ContentLength", "ETag")
         except FAILURES as error:
             raise explain(error, "look at", url, self.client) from None
-        return Listed(key, facts["ContentLength"], _stamp(facts))
+        return Listed(key, size, etag.strip('"'))
 
     def read(self, key: str) -> bytes:
         return whole(self._body(key))
@@ -112,28 +112,29 @@ class BucketStore:
         """Objects in key order, page by page."""
         start = {"StartAfter": self._root + after} if after else {}
         last = ""
-        for page in self._pages(prefix, **start):
-            for entry in page.get("Contents", ()):
-                key = entry["Key"].removeprefix(self._root)
-                if key < last:
-                    raise self._unordered(key, last)
-                last = key
-                if key > after and not key.endswith("/") and not hidden(key) and self._can_be_named(key):
-                    yield Listed(key, entry["Size"], _stamp(entry))
+        for name, size, etag in self._entries(prefix, "Contents", "Key", "Size", "ETag", **start):
+            if name <= last or not name.startswith(self._root + prefix):
+                raise self._unordered(name, last)
+            last, key = name, name.removeprefix(self._root)
+            if key > after and not key.endswith("/") and not hidden(key) and self._can_be_named(key):
+                yield Listed(key, size, etag.strip('"'))
 
     def folders(self, prefix: str = "") -> Iterator[str]:
-        for page in self._pages(prefix, Delimiter="/"):
-            for entry in page.get("CommonPrefixes", ()):
-                key = entry["Prefix"].removeprefix(self._root)
-                if not hidden(key) and self._can_be_named(key[:-1]):
-                    yield key
+        for (name,) in self._entries(prefix, "CommonPrefixes", "Prefix", Delimiter="/"):
+            key = name.removeprefix(self._root)
+            if not hidden(key) and self._can_be_named(key[:-1]):
+                yield key
 
-    def _pages(self, prefix: str, **request: str) -> Iterator[dict[str, Any]]:
+    def _entries(self, prefix: str, kind: str, *names: str, **request: str) -> Iterator[tuple[Any, ...]]:
+        """What a listing says under these names, entry by entry."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._root + prefix, **request
         )
         try:
-            yield from pages
+            for page in pages:
+                said(page, "IsTruncated")
+                for entry in page.get(kind, ()):
+                    yield said(entry, *names)
         except FAILURES as error:
             raise explain(error, "list", f"{self.url}/{prefix}", self.client) from None
 
@@ -145,11 +146,11 @@ class BucketStore:
             return False
         return True
 
-    def _unordered(self, key: str, last: str) -> StoreError:
+    def _unordered(self, name: str, last: str) -> StoreError:
         return StoreError(
             f"list {self.url}",
-            expected="keys in the order of their bytes",
-            found=f"{key!r} after {last!r}",
+            expected="the keys below it, each once, in the order of their bytes",
+            found=f"{name!r} after {last!r}",
             remedy="Use a general purpose bucket: the others list in no order, so nothing could be resumed.",
         )
 
@@ -162,8 +163,10 @@ class BucketStore:
         """
         place, url = self._place(key)
         self.require_conditional_writes()
-        if isinstance(source, Path) and source.stat().st_size > self._part_bytes and self.exists(key):
-            return False  # spares the transfer; of two who see nothing here, the completion decides
+        if isinstance(source, Path) and source.stat().st_size > self._part_bytes:
+            if self.exists(key):
+                return False  # spares the transfer; of two who see nothing here, the completion decides
+            self.require_conditional_writes(in_parts=True)
         write_id = uuid.uuid4().hex
         for attempt in range(_ATTEMPTS):
             if attempt:
@@ -188,6 +191,7 @@ class BucketStore:
         """The write id of the object that is there after a failed put, "" if it has none, None if nothing is there."""
         try:
             facts = self.client.head_object(**place)
+            said(facts, "ETag")
         except FAILURES as error:
             if status_of(error) == 404:
                 return None
@@ -209,17 +213,19 @@ class BucketStore:
             )
         return explain(failure, "put", url, self.client)
 
-    def require_conditional_writes(self) -> None:
+    def require_conditional_writes(self, *, in_parts: bool = False) -> None:
         """Find out whether the server keeps `If-None-Match`, once for a process: at most two tiny puts of a hidden key.
+
+        Some keep it of a put and not of the completion of an upload in parts: that is found out on its own, after it.
 
         Raises:
             StoreError: it does not; nothing may be published there.
         """
-        proof = (self.client.meta.endpoint_url, self.url)
+        proof = (self.client.meta.endpoint_url, self.url, in_parts)
         with _proving:
             if proof in _proven:
                 return
-            if not self._refuses_a_second_put():
+            if not (self._refuses_a_completion() if in_parts else self._refuses_a_second_put()):
                 raise StoreError(
                     f"store {self.url}",
                     expected="a server that keeps conditional writes (If-None-Match)",
@@ -239,6 +245,20 @@ class BucketStore:
                 if status_of(error) == 501:
                     return False
                 raise explain(error, "put", url, self.client) from None
+        return False
+
+    def _refuses_a_completion(self) -> bool:
+        place, url = self._place(PROBE)
+        upload = Upload(self.client, place, "", self._part_bytes)
+        try:
+            upload.send_parts([b"x"])
+        except FAILURES as error:
+            upload.abandon()
+            if status_of(error) in {409, 412}:
+                return True
+            if status_of(error) == 501:
+                return False
+            raise explain(error, "put", url, self.client) from None
         return False
 
     def fetch(self, key: str) -> Path:
@@ -271,10 +291,6 @@ def _parse(url: str) -> tuple[str, str]:
         )
     prefix = prefix.strip("/")
     return bucket, "/".join(checked_parts(prefix)) + "/" if prefix else ""
-
-
-def _stamp(facts: dict[str, Any]) -> str:
-    return facts["ETag"].strip('"')
 
 
 def _default_client() -> Any:

@@ -13,7 +13,18 @@ from botocore import exceptions
 
 from compalign_dagster.store.base import AccessDeniedError, StoreError, TransientStoreError, changed, missing
 
-FAILURES = (exceptions.ClientError, exceptions.BotoCoreError)
+FAILURES = (
+    exceptions.ClientError,
+    exceptions.BotoCoreError,
+    RecursionError,
+)  # the last: it follows a redirect for ever
+
+
+class StrangeAnswerError(exceptions.BotoCoreError):
+    """A success without what every S3 server says with it: something between has answered, and nothing is known."""
+
+    fmt = "an answer without {name}"
+
 
 _DENIED = {
     "AccessDenied",
@@ -63,7 +74,7 @@ def is_refusal(error: Exception) -> bool:
     retries = _answer(error).get("ResponseMetadata", {}).get("RetryAttempts", 0)
     if retries or code_of(error) in {*_PASSING, "NoSuchUpload"}:
         return False
-    return 400 <= status_of(error) < 500 and status_of(error) not in {*_PASSING_STATUS, 412}
+    return 300 <= status_of(error) < 500 and status_of(error) not in {*_PASSING_STATUS, 412}
 
 
 def explain(error: Exception, operation: str, url: str, client: Any = None) -> StoreError:
@@ -75,6 +86,20 @@ def explain(error: Exception, operation: str, url: str, client: Any = None) -> S
             expected="a bucket",
             found="NoSuchBucket",
             remedy="Create the bucket, or mend the URL or the endpoint (AWS_ENDPOINT_URL).",
+        )
+    if 300 <= status < 400 or isinstance(error, RecursionError):
+        return StoreError(
+            what,
+            expected="an S3 server",
+            found="a redirect",
+            remedy="Mend AWS_ENDPOINT_URL (often https instead of http) or the region.",
+        )
+    if isinstance(error, StrangeAnswerError):
+        return StoreError(
+            what,
+            expected="an S3 server",
+            found=str(error),
+            remedy="Check the endpoint (AWS_ENDPOINT_URL) and what stands between: a proxy or a login page answers.",
         )
     if status == 404:
         return missing(what)
@@ -100,6 +125,18 @@ def explain(error: Exception, operation: str, url: str, client: Any = None) -> S
         found=code,
         remedy="Check region, endpoint (AWS_ENDPOINT_URL), credentials and what the server supports.",
     )
+
+
+def said(answer: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    """What an answer says under these names.
+
+    Raises:
+        StrangeAnswerError: when it lacks one.
+    """
+    for name in names:
+        if name not in answer:
+            raise StrangeAnswerError(name=name)
+    return tuple(answer[name] for name in names)
 
 
 def make_client(make: Callable[[], Any]) -> Any:

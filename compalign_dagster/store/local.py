@@ -1,12 +1,14 @@
 """A store in a folder of this machine."""
 
 import errno
+import logging
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +22,8 @@ from compalign_dagster.store.base import (
     missing,
 )
 from compalign_dagster.store.disk import NO_OBJECT, explain_read, explain_write
+
+_LOG = logging.getLogger(__name__)
 
 
 class LocalStore:
@@ -161,7 +165,15 @@ def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
         if error.errno in NO_OBJECT:
             return None
         raise explain_read(error, entry.path) from error
+    if stat.S_ISDIR(facts.st_mode):
+        _tell_of_link(entry.path)
     return facts if stat.S_ISREG(facts.st_mode) else None
+
+
+@lru_cache(maxsize=1000)
+def _tell_of_link(path: str) -> None:
+    """Once a process: what lies behind a link to a folder may be the folder itself, so none is followed."""
+    _LOG.warning("%r is a link to a folder and is not followed: mount the folder there, or move it.", path)
 
 
 def _sync(folder: Path) -> None:

@@ -4,10 +4,11 @@ What does not belong here: whether to try again, and who has won.
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compalign_dagster.store.failures import FAILURES, code_of
+from compalign_dagster.store.failures import FAILURES, code_of, said
 
 WRITE_ID = "compalign-write"  # the metadata entry that tells whose write an object is
 
@@ -39,23 +40,26 @@ class Upload:
             with source.open("rb") as stream:
                 self._put(stream)
         else:
-            self._put_parts(source, max(self._part_bytes, -(-size // _MAX_PARTS)))
+            part_bytes = max(self._part_bytes, -(-size // _MAX_PARTS))
+            with source.open("rb") as stream:
+                self.send_parts(iter(lambda: stream.read(part_bytes), b""))
 
     def _put(self, body: Any) -> None:
-        self._client.put_object(**self._place, Body=body, Metadata=self._metadata, IfNoneMatch="*")
+        said(self._client.put_object(**self._place, Body=body, Metadata=self._metadata, IfNoneMatch="*"), "ETag")
 
-    def _put_parts(self, source: Path, part_bytes: int) -> None:
-        self._id = self._client.create_multipart_upload(**self._place, Metadata=self._metadata)["UploadId"]
+    def send_parts(self, pieces: Iterable[bytes]) -> None:
+        """Publish what goes up in parts, or raise what the client raises."""
+        (self._id,) = said(self._client.create_multipart_upload(**self._place, Metadata=self._metadata), "UploadId")
         parts: list[dict[str, Any]] = []
-        with source.open("rb") as stream:
-            while data := stream.read(part_bytes):
-                number = len(parts) + 1
-                sent = self._client.upload_part(**self._place, UploadId=self._id, PartNumber=number, Body=data)
-                checksums = {name: value for name, value in sent.items() if name.startswith("Checksum")}
-                parts.append({"PartNumber": number, "ETag": sent["ETag"], **checksums})
-        self._client.complete_multipart_upload(
+        for number, data in enumerate(pieces, start=1):
+            sent = self._client.upload_part(**self._place, UploadId=self._id, PartNumber=number, Body=data)
+            (etag,) = said(sent, "ETag")
+            checksums = {name: value for name, value in sent.items() if name.startswith("Checksum")}
+            parts.append({"PartNumber": number, "ETag": etag, **checksums})
+        done = self._client.complete_multipart_upload(
             **self._place, UploadId=self._id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
         )
+        said(done, "ETag")
 
     def abandon(self) -> None:
         """Give back the parts of an attempt that has published nothing. Touches no object."""

@@ -210,6 +210,17 @@ class TestIndex:
         (tmp_path / "file").write_text("in the way")
         assert "file" in compalign("index", "--shards", landing, "--out", tmp_path / "file" / "out").complaint
 
+    @pytest.mark.parametrize("name", ["pairs.parquet", "quarantine.parquet", "summary.json"])
+    def test_a_folder_in_the_way_of_a_file_is_refused_by_name(self, name, landing, tmp_path, compalign):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        assert name in compalign("index", "--shards", landing, "--out", tmp_path / "out").complaint
+        assert not list((tmp_path / "out").glob(".*.part"))
+
+    @pytest.mark.parametrize("pattern", ["x" * 5000, "~no-such-user-here/x", ""])
+    @pytest.mark.parametrize("verb", [("index", "--shards"), ("land", "--parquet")])
+    def test_a_path_that_cannot_be_followed_is_one_line(self, verb, pattern, tmp_path, compalign):
+        assert "expected" in compalign(*verb, pattern, "--out", tmp_path / "out").complaint
+
 
 class TestKeep:
     def test_it_keeps_exactly_the_rounded_share_of_the_best(self, tmp_path, compalign):

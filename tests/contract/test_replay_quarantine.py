@@ -56,6 +56,16 @@ def test_a_larger_budget_recovers_what_it_refused_and_the_index_is_as_if_made_wi
     )
 
 
+@pytest.mark.parametrize(
+    "said", ['{"shards": [{}], "budgets": {}}', "[]", '{"shards": [], "budgets": {"members": "x"}}']
+)
+def test_a_summary_that_is_none_is_refused_by_name(said, crawl, capsys):
+    before = index(crawl, "before")
+    (before / "summary.json").write_text(said)
+    assert replay(crawl, before, "after") == 2
+    assert "no usable summary.json" in capsys.readouterr().err
+
+
 def test_shards_without_such_a_refusal_are_not_read(crawl):
     before = index(crawl, "before", "--image-pixels", "5000")
     for name in ("a/0.tar", "b/0.tar"):

@@ -48,6 +48,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.wait_for_answers(10)
         self.store.require_conditional_writes()
+        self.store.require_conditional_writes(in_parts=True)
         self.faults.heal()
 
     def wait_for_answers(self, seconds: float) -> None:

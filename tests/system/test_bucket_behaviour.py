@@ -14,13 +14,13 @@ from compalign_dagster.crawl.index import index_shard
 from compalign_dagster.crawl.shards import Shard, read_member
 from compalign_dagster.errors import InputError
 from compalign_dagster.store import (
-    BucketStore,
     LocalStore,
     ObjectChangedError,
     ObjectMissingError,
     StoreError,
     open_store,
 )
+from compalign_dagster.store.bucket import BucketStore
 from tests.support import shard_builder as build
 from tests.support.fault_proxy import Answer, pass_on
 from tests.support.s3_server import client_of
@@ -261,19 +261,20 @@ def test_listing_asks_for_a_page_when_it_is_read(s3, faults):
     assert faults.count("list") == 3
 
 
-def test_a_listing_that_is_out_of_order_is_refused(s3, faults):
-    for key in ("a", "b"):
+@pytest.mark.parametrize("instead", ["x/c", "x/b", "y/a", "w/a"])
+def test_a_listing_that_is_out_of_order_repeats_a_key_or_leaves_its_prefix_is_refused(s3, faults, instead):
+    for key in ("x/a", "x/b"):
         s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"")
 
     def shuffle(request):
         answer = request.forward()
-        swapped = answer.body.replace(b"<Key>a<", b"<Key>c<")
+        swapped = answer.body.replace(b"<Key>x/a<", f"<Key>{instead}<".encode())
         request.send_head(Answer(answer.status, answer.headers, swapped))
         request.send(swapped)
 
     faults.inject("list", shuffle)
     with pytest.raises(StoreError, match="order"):
-        keys(BucketStore(s3.url, client_of(faults.endpoint)))
+        keys(BucketStore(f"{s3.url}/x", client_of(faults.endpoint)))
 
 
 def test_boto3s_own_chain_opens_a_bucket_from_the_environment(s3, monkeypatch):

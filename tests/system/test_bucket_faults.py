@@ -7,7 +7,6 @@ import pytest
 
 from compalign_dagster.store import (
     AccessDeniedError,
-    BucketStore,
     InconclusiveWriteError,
     ObjectChangedError,
     ObjectMissingError,
@@ -15,6 +14,7 @@ from compalign_dagster.store import (
     TransientStoreError,
     open_store,
 )
+from compalign_dagster.store.bucket import BucketStore
 from tests.support import fault_proxy as fault
 from tests.support.processes import free_port
 from tests.support.s3_server import KEY_ID, SECRET, client_of
@@ -246,6 +246,75 @@ def test_a_server_that_ignores_ranges_is_found_out(store, faults):
         store.read_range("a", 100, 10)
 
 
+@pytest.mark.parametrize("given", ["bytes=100-999", "bytes=100-104", "bytes=99-109"])
+def test_a_server_that_sends_another_range_than_was_asked_for_is_found_out(store, faults, given):
+    def other(request):
+        request.headers = {name: value for name, value in request.headers.items() if name.lower() != "range"}
+        request.headers["Range"] = given
+        fault.pass_on(request)
+
+    faults.inject("get", other)
+    with pytest.raises(StoreError, match="range"):
+        store.read_range("a", 100, 10)
+
+
+def login_page(request):
+    """Somebody between answers that all is well; the server sees nothing."""
+    page = b"<html><body>Please log in.</body></html>"
+    request.send_head(fault.Answer(200, {"Content-Type": "text/html", "Content-Length": str(len(page))}, page))
+    request.send(b"" if request.method == "HEAD" else page)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_page_that_somebody_else_sends_is_no_answer(s3, store, faults, use):
+    kind, work = USES[use]
+    faults.inject(kind, login_page, first=None)
+    with pytest.raises(StoreError, match="an S3 server"):
+        work(store)
+    assert set(s3.keys()) == {"a", ".compalign/conditional-writes"}
+
+
+def test_a_put_that_somebody_else_has_answered_is_done_again(s3, store, faults):
+    faults.inject("put_new", login_page)
+    assert store.put_new("b", b"x")
+    assert s3.client.get_object(Bucket=s3.bucket, Key="b")["Body"].read() == b"x"
+
+
+def lacking(*headers):
+    def act(request):
+        answer = request.forward()
+        lost = {name.lower() for name in headers}
+        kept = {name: value for name, value in answer.headers.items() if name.lower() not in lost}
+        request.send_head(fault.Answer(answer.status, {**kept, "Connection": "close"}, b""))
+        request.send(answer.body)
+        request._handler.close_connection = True
+
+    return act
+
+
+@pytest.mark.parametrize("header", ["ETag", "Content-Length"])
+@pytest.mark.parametrize("use", ["stat", "read", "read_range", "open"])
+def test_an_answer_without_what_it_must_say_is_refused(store, faults, use, header):
+    kind, work = USES[use]
+    faults.inject(kind, lacking(header), first=None)
+    with pytest.raises(StoreError, match="an S3 server"):
+        work(store)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("use", USES)
+def test_a_redirect_is_said_and_not_followed(store, faults, use, status):
+    def elsewhere(request):
+        there = {"Location": "http://127.0.0.1:1/?X-Amz-Signature=hush", "Content-Length": "0"}
+        request.send_head(fault.Answer(status, there, b""))
+
+    kind, work = USES[use]
+    faults.inject(kind, elsewhere, first=None)
+    with pytest.raises(StoreError, match="a redirect") as caught:
+        work(store)
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_bytes_damaged_on_the_way_are_not_taken_for_the_object(s3, store, faults):
     store.put_new("b", BODY)  # the client stores a checksum with it
 
@@ -280,6 +349,34 @@ def test_a_server_without_conditional_writes_is_refused_before_anything_is_publi
             store.put_new("a", b"x")
     assert s3.keys() == ["x/.compalign/conditional-writes"]
     assert list(store.list()) == []
+
+
+def test_a_server_that_keeps_the_condition_of_puts_alone_is_refused_what_goes_up_in_parts(s3, faults, tmp_path):
+    faults.inject("complete", fault.without("If-None-Match"), first=None)
+    (tmp_path / "big").write_bytes(bytes(6 << 20))
+    store = BucketStore(f"{s3.url}/x", client_of(faults.endpoint), part_bytes=5 << 20)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="conditional writes"):
+            store.put_new("a", tmp_path / "big")
+    assert store.put_new("b", b"x")
+    assert s3.keys() == ["x/.compalign/conditional-writes", "x/b"]
+    faults.heal()
+    assert store.put_new("a", tmp_path / "big"), "another server"
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket=s3.bucket)
+
+
+def test_the_planted_bug_of_trusting_a_completion_overwrites(s3, faults, tmp_path):
+    class Trusting(BucketStore):
+        def require_conditional_writes(self, *, in_parts=False):
+            """Believe."""
+
+    def write_theirs():
+        s3.client.put_object(Bucket=s3.bucket, Key="a", Body=b"theirs")
+
+    (tmp_path / "big").write_bytes(bytes(6 << 20))
+    faults.inject("create_upload", fault.first_do(write_theirs)).inject("complete", fault.without("If-None-Match"))
+    assert Trusting(s3.url, client_of(faults.endpoint), part_bytes=5 << 20).put_new("a", tmp_path / "big")
+    assert BucketStore(s3.url, s3.client).stat("a").size == 6 << 20, "the fault did not bite"
 
 
 def test_a_server_that_does_not_implement_the_header_is_refused_too(s3, faults):
@@ -321,6 +418,7 @@ def test_each_operation_costs_no_more_requests_than_it_must(s3, store, faults, t
 
     (tmp_path / "big").write_bytes(b"x" * (11 << 20))
     parts = BucketStore(s3.url, store.client, part_bytes=5 << 20)
+    parts.require_conditional_writes(in_parts=True)
     assert kinds(lambda: store.put_new("b", b"x")) == ["put_new"]
     assert kinds(lambda: store.put_new("b", b"y")) == ["put_new", "head"]
     three_parts = ["head", "create_upload", "part", "part", "part", "complete"]

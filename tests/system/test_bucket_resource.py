@@ -30,11 +30,14 @@ def test_an_asset_reaches_a_bucket_through_dagsters_s3_resource(s3, settings, mo
     @dg.asset
     def writes(storage: Storage) -> None:
         storage.store.put_new("a", b"from an asset")
-        seen.extend([storage.store.client, storage.store.client, storage.landing])
+        seen.extend([storage.store.client, storage.store.client, storage.landing, f"{storage!r} {storage}"])
 
     resource = storage(settings.model_copy(update={"store": s3.url}), client)
     assert dg.materialize([writes], resources={"storage": resource}).success
     assert s3.client.get_object(Bucket=s3.bucket, Key="a")["Body"].read() == b"from an asset"
+    assert s3.url in str(seen[3])
+    assert SECRET not in str(seen[3])
+    assert KEY_ID not in str(seen[3])
     assert seen[0] is seen[1], "one client for all stores of a resource"
     assert isinstance(seen[2], LocalStore)
 

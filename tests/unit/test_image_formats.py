@@ -23,7 +23,11 @@ What each kind of image becomes when it is read. The bytes decide, not the name.
 
 Every image becomes upright RGB, 8 bits a channel, of its first frame. Width and height in the index are those of
 the upright image. An image is decoded to its last byte before it becomes a pair; what is cut short is refused, not
-padded. Budgets (`docs/settings.md`) are checked by its header, before any pixel is decoded.
+padded. Budgets (`docs/settings.md`) are checked by its header, before any pixel is decoded; so are the scans of a
+progressive JPEG, each of which goes over all its pixels.
+
+What a decoder does not report cannot be seen: a JPEG whose coded data was damaged or lost but is followed by an end
+marker, or a PNG whose compressed stream was closed too early, decodes, and what it lost is grey or black.
 
 | image | what it becomes | `image_format` | width x height |
 | --- | --- | --- | --- |
@@ -92,6 +96,8 @@ ROWS = [
     Row("JPEG, CMYK", "converted to RGB without a colour profile",
         lambda: encoded(plain().convert("CMYK"), "JPEG", quality=95), COLOUR),
     Row("JPEG with an EXIF orientation", "turned or mirrored upright", turned, COLOUR),
+    Row("JPEG with further pictures (MPO)", "its first picture",
+        lambda: encoded(plain(), "MPO", save_all=True, append_images=[plain(OTHER)], quality=95), COLOUR),
     Row("PNG", "as it is", lambda: encoded(plain(), "PNG"), COLOUR),
     Row("PNG, palette", "its colours", palette, COLOUR),
     Row("PNG, palette with a transparent colour", "that colour over white", lambda: palette(transparency=0), WHITE),

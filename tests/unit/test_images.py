@@ -71,6 +71,15 @@ def test_a_bomb_is_refused_by_its_header():
     assert rejection(png_bomb(12_000, 9_000)) == "image_too_large"
 
 
+def test_a_progressive_jpeg_of_endless_scans_is_refused_before_they_are_decoded():
+    whole = picture(1, (256, 256), progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    assert inspect(whole, max_pixels=1 << 16).format == "JPEG"
+    for read in (inspect, decode):
+        with pytest.raises(ImageRejected, match="image_too_large: expected scans"):
+            read(whole[:-2] + scan * 20 + whole[-2:], max_pixels=1 << 16)
+
+
 def test_the_pixel_budget_is_inclusive():
     data = picture(0, (10, 10))
     assert decode(data, max_pixels=100).size == (10, 10)

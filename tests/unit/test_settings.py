@@ -58,3 +58,25 @@ def test_a_variable_in_small_letters_is_refused(monkeypatch):
     monkeypatch.setenv("compalign_profile", "paper")
     with pytest.raises(InputError, match="COMPALIGN_PROFILE"):
         load()
+
+
+@pytest.mark.parametrize("name", ["store", "labels", "evaluation"])
+@pytest.mark.parametrize(
+    ("landing", "other"),
+    [("s3://b", "s3://b/x"), ("s3://b/l/", "s3://b/l"), ("here", "here/x"), ("here/", "./here/x/")],
+)
+def test_a_place_in_the_landing_place_is_refused_because_it_would_be_crawled(name, landing, other):
+    with pytest.raises(InputError, match=f"COMPALIGN_{name.upper()}.*inside it.*COMPALIGN_LANDING"):
+        load(landing=landing, **{name: other})
+
+
+def test_places_beside_each_other_whose_names_begin_alike_are_not_in_each_other():
+    load(landing="s3://b/a", store="s3://b/ab", labels="s3://b/a-labels", evaluation="s3://b")
+
+
+@pytest.mark.parametrize("name", ["store", "landing", "labels", "evaluation"])
+def test_credentials_in_a_url_are_refused_before_anything_shows_the_url(name):
+    with pytest.raises(InputError, match=f"COMPALIGN_{name.upper()}.*AWS_ACCESS_KEY_ID") as caught:
+        load(**{name: "s3://AKIA:hush@bucket/x"})
+    assert "hush" not in str(caught.value)
+    load(**{name: "s3://bucket/of@somebody"})

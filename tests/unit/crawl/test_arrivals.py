@@ -115,6 +115,36 @@ class TestWhatIsFound:
         assert set(bucket.live) == {"a/0999.tar"}
         bucket.check_history()
 
+    def test_a_name_behind_the_last_character_stops_no_listing(self, bucket):
+        names = ["a/0.tar", "a/\U0010ffffz.tar", "a/\U0010ffff\U0010ffff/0.tar", "b.tar"]
+        bucket.landing.put_many(names)
+        assert [item.key for item in landed.at_root(bucket.landing) if item.size >= 0] == ["b.tar"]
+        bucket.tick()
+        assert set(bucket.live) == set(names)
+
+    def test_thousands_of_folders_are_passed_within_the_time_of_a_tick(self, bucket):
+        """Each listing takes 50 ms, as in a far bucket; the daemon kills a tick after 60 s."""
+        bucket.landing.put_many([f"{number:05}/0.tar" for number in range(3000)] + ["zz.tar"])
+        bucket.rules = Rules(size=BatchSize(shards=1000))
+        took = []
+
+        def ticks(count):
+            for _ in range(count):
+                before, bucket.now = bucket.landing.asked["list"], bucket.now + 30
+                clock = lambda before=before: (bucket.landing.asked["list"] - before) * 0.05  # noqa: E731
+                ticked = arrivals.tick(
+                    bucket.store, bucket.landing, bucket.cursor, [], bucket.rules, now=bucket.now, elapsed=clock
+                )
+                bucket.cursor = ticked.cursor
+                took.append(clock())
+
+        ticks(8)
+        assert len(bucket.live) == 3001
+        bucket.landing.delete("zz.tar")
+        ticks(2)
+        assert len(bucket.live) == 3000, "so many folders are no lost mount"
+        assert max(took) < 30
+
     def test_names_that_no_store_keeps_are_told_and_left(self, bucket):
         bucket.landing.put_many(["a//b.tar", "a/../c.tar", "a/\udcff.tar", "a\\d.tar", "a/ok.tar"])
         ticked = bucket.tick()
@@ -246,6 +276,16 @@ class TestIncompleteShards:
         assert disk.arrivals.tick(1).register == ()
         assert disk.arrivals.live["a/1.tar"][0] == 1
         assert said(disk.arrivals.tick(60).register) == [["~a/1.tar"]]
+
+    def test_a_link_in_a_circle_a_pipe_and_the_longest_name_stop_nothing(self, disk):
+        longest = "a/" + "x" * 251 + ".tar"  # no room for the name of its statistics
+        for name in ("a/0.tar", longest):
+            disk.write(name, ago=90)
+        (disk.folder / "a" / "circle.tar").symlink_to("circle.tar")
+        (disk.folder / "a" / "nothing.tar").symlink_to("nothing at all")
+        os.mkfifo(disk.folder / "a" / "pipe.tar")
+        disk.arrivals.tick()
+        assert set(disk.arrivals.live) == {"a/0.tar", longest}
 
     def test_a_clock_that_runs_ahead_does_not_hold_a_shard_for_ever(self, disk):
         disk.write("a/1.tar", ago=-30 * 86400)

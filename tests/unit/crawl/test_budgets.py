@@ -55,6 +55,7 @@ CASES = {
     "caption_bytes": (4, [("a.jpg", build.picture()), ("a.txt", "été".encode())], "caption_too_long"),
     "members": (1, [("a.jpg", build.picture()), ("a.txt", b"x")], "members_too_many"),
     "json_bytes": (10, [("a.jpg", build.picture()), ("a.json", BIG_TEXT), ("a.txt", b"x")], "member_too_large"),
+    "kept_bytes": (1064, [("a.jpg", build.picture()), ("a.txt", b"x")], "captions_too_many"),
     "sample_captions": (2, [("a.jpg", build.picture()), ("a.json", BIG_TEXT), ("a.txt", b"x")], "captions_too_many"),
 }
 
@@ -90,6 +91,9 @@ def bombs(folder) -> dict[str, str]:
     with (folder / "member.tar").open("wb") as out:  # a hole of 512 MiB: a member that is there, and huge
         out.write(build.tarfile_info("bad.jpg", 512 << 20).tobuf())
         out.truncate(512 + (512 << 20) + 1024)
+    many = json.dumps({"captions": ["c"] * 1000}).encode()
+    crowd = build.tar((f"{at:05d}.json", many) for at in range(400))
+    build.place(folder, gzip.compress(crowd), "crowd.tar.gz")
     return {"pixels": "pixels.tar", "gzip": "gzip.tar.gz", "json": "json.tar", "member": "member.tar"}
 
 
@@ -99,6 +103,17 @@ def test_bombs_cost_one_row_each_and_bounded_memory(tmp_path):
         mib, rows = extra_mib(tmp_path, name, unpacked_bytes=400 << 20)
         assert rows == 1, kind
         assert mib < 60, f"{kind}: {mib} MiB"
+
+
+@pytest.mark.slow
+def test_captions_without_end_are_held_up_to_the_budget(tmp_path):
+    bombs(tmp_path)
+    mib, rows = extra_mib(tmp_path, "crowd.tar.gz", kept_bytes=10 << 20)
+    assert rows < 22_000
+    assert mib < 60
+    mib, rows = extra_mib(tmp_path, "crowd.tar.gz")
+    assert rows == 400_000
+    assert mib > 150, "without the budget the same file costs more: the measure must show that"
 
 
 @pytest.mark.slow

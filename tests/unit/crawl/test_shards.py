@@ -1,5 +1,11 @@
 """Finding shards by pattern, and reading a member by its place."""
 
+import logging
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 from compalign_dagster.crawl.shards import Shard, find_shards, read_member
@@ -44,6 +50,68 @@ def test_a_shard_named_by_two_patterns_is_found_once(landing):
 def test_a_pattern_that_matches_nothing_is_an_error_that_names_it(landing, pattern):
     with pytest.raises(InputError, match="at least one"):
         names(landing, landing / pattern)
+
+
+@contextmanager
+def as_nobody(folder: Path):
+    """Everybody may look into the folder; whoever is root is not, meanwhile."""
+    folder.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.tar", "/closed", "/closed/0.tar"])
+def test_a_folder_that_may_not_be_read_is_an_error_and_never_looks_empty(pattern):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "closed").mkdir()
+        for name in ("open.tar", "closed/0.tar"):
+            (root / name).write_bytes(b"")
+        (root / "closed").chmod(0)
+        try:
+            with as_nobody(root), pytest.raises(InputError, match="Permission denied"):
+                names(f"{folder}{pattern}")
+        finally:
+            (root / "closed").chmod(0o755)
+
+
+@pytest.mark.parametrize("pattern", ["x" * 5000, "~no-such-user-here/x"])
+def test_a_path_that_cannot_be_followed_is_an_error_that_names_it(pattern):
+    with pytest.raises(InputError, match="a path that can be read"):
+        names(pattern)
+
+
+def test_an_empty_pattern_is_not_the_folder_one_happens_to_be_in(landing, monkeypatch):
+    monkeypatch.chdir(landing)
+    with pytest.raises(InputError, match="at least one"):
+        names("")
+
+
+def test_two_stars_glued_to_a_name_match_within_one_part(landing):
+    assert names(landing / "cc3m" / "**.tar") == ["00000.tar", "00001.tar"]
+
+
+def test_a_name_that_is_not_utf8_is_refused(landing):
+    Path(os.fsdecode(os.fsencode(landing / "cc3m") + b"/\xff.tar")).write_bytes(b"")
+    with pytest.raises(InputError, match="a name in UTF-8") as refused:
+        names(landing)
+    str(refused.value).encode()
+
+
+def test_links_to_nothing_and_pipes_are_left_out_with_a_warning_and_loops_end(landing, caplog):
+    (landing / "gone.tar").symlink_to("nowhere")
+    (landing / "loop.tar").symlink_to("loop.tar")
+    (landing / "cc3m" / "self").symlink_to(".")
+    os.mkfifo(landing / "pipe.tar")
+    with caplog.at_level(logging.WARNING):
+        assert len(names(landing)) == len(names(landing / "**" / "*.tar")) == 3
+    for name in ("gone.tar", "loop.tar", "pipe.tar", "cc3m/self"):
+        assert str(landing / name) in caplog.text
 
 
 def test_two_shards_may_not_share_a_name(landing):
