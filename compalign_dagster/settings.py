@@ -207,32 +207,26 @@ def load(**overrides: Any) -> Settings:
             found=str(error),
             remedy="Correct the variable or unset it for the profile's default.",
         ) from None
-    _refuse_credentials_in_urls(settings)
-    _refuse_places_in_the_landing_place(settings)
+    _check_places(settings)
     return settings
 
 
-def _refuse_credentials_in_urls(settings: Settings) -> None:
-    """Dagster and `doctor` show URLs, so this comes before anybody does, and repeats none."""
-    for name in ("store", "landing", "labels", "evaluation"):
-        _, remote, rest = getattr(settings, name).partition("://")
-        if remote and "@" in rest.partition("/")[0]:
+def _check_places(settings: Settings) -> None:
+    """Refuse credentials in a URL, for Dagster and `doctor` show those, and places that the crawl would swallow."""
+    landing = _place(settings.landing)
+    for name in ("landing", "store", "labels", "evaluation"):
+        url = getattr(settings, name)
+        if "@" in url.partition("://")[2].partition("/")[0]:
             raise InputError(
                 f"setting {PREFIX}{name.upper()}",
                 expected="a folder, s3://bucket or s3://bucket/prefix",
                 found="something before an @, which is not repeated here",
                 remedy="Credentials do not belong into a URL: set AWS_ACCESS_KEY_ID or AWS_PROFILE.",
             )
-
-
-def _refuse_places_in_the_landing_place(settings: Settings) -> None:
-    """Whatever lies there is crawl: held-out shards would be trained on, and what we publish would arrive."""
-    landing = _place(settings.landing)
-    for name in ("store", "labels", "evaluation"):
-        if _place(getattr(settings, name)).startswith(landing):
+        if name != "landing" and _place(url).startswith(landing):
             raise InputError(
                 f"setting {PREFIX}{name.upper()}",
-                expected="a place outside the landing place",
+                expected="a place outside the landing place, where all is crawl",
                 found="one inside it",
                 remedy=f"Set {PREFIX}LANDING to a folder or prefix of its own.",
             )
