@@ -100,7 +100,7 @@ def land_file(path: Path, landing: Store, *, member_bytes: int, name: str | None
 
 
 def convert(path: Path, tar: Path, refused: Path, *, member_bytes: int, expected: int = 0) -> Landed:
-    """One file as a tar, and its refused rows; a few rows are in memory at a time. Raises as `land_file`."""
+    """One file as a tar, and its refused rows; a page of the file is in memory at a time. Raises as `land_file`."""
     try:
         table = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (OSError, pa.ArrowInvalid) as error:

@@ -12,6 +12,7 @@ from compalign_dagster.crawl.arrivals import Rules, tick
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.store import LocalStore, Store
 from sensors.landing import landed_event, registered
+from tests.support.memory import mib
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.slow
@@ -27,17 +28,12 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _mib(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def _run(store: Store, landing: Store) -> dg.DagsterInstance:
     """Tick until two ticks in a row register nothing; prints what each cost."""
     instance, cursor, now = dg.DagsterInstance.ephemeral(), None, 1e9
     seconds, idle, quiet = [], 0, 0.0
     gc.collect()
-    start = _mib("VmRSS:")
+    start = mib("VmRSS")
     _forget_peak()
     while idle < 2:
         now += 30
@@ -56,7 +52,7 @@ def _run(store: Store, landing: Store) -> dg.DagsterInstance:
         instance.add_dynamic_partitions(str(CRAWL_BATCHES.name), new)
         cursor, idle = ticked.cursor, 0 if new else idle + 1
         assert len(cursor) < 2000
-    peak = _mib("VmHWM:") - start
+    peak = mib() - start
     busy = seconds[:-2]
     print(
         f"\n{type(landing).__name__}: {len(busy)} ticks of {min(busy):.1f} to {max(busy):.1f} s, "

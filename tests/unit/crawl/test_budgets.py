@@ -14,21 +14,19 @@ from tests.support import faults
 from tests.support import shard_builder as build
 
 _MEASURE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from compalign_dagster.crawl.index import Budgets, index_shard
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.store import LocalStore
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+from tests.support.memory import mib
 
 folder, names, budgets = sys.argv[1], sys.argv[2].split(), json.loads(sys.argv[3])
 index_shard(Shard(names[0], LocalStore(Path(folder)), names[0]))
-before = peak()
+before = mib()
 for name in names[1:]:
     index = index_shard(Shard(name, LocalStore(Path(folder)), name), Budgets(**budgets))
-print(json.dumps([peak() - before, index.quarantine.num_rows]))
+print(json.dumps([mib() - before, index.quarantine.num_rows]))
 """
 
 

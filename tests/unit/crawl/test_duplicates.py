@@ -21,6 +21,7 @@ from compalign_dagster.crawl.index import Budgets, index_shard
 from compalign_dagster.errors import InputError
 from compalign_dagster.parquet import write
 from compalign_dagster.samples.scenes import random_scene, render
+from tests.conftest import ROOT
 from tests.support.shard_builder import place, tar
 
 
@@ -173,16 +174,15 @@ def test_a_million_blank_images_are_one_group_in_linear_time_and_bounded_memory(
     )
     pq.write_table(table, tmp_path / "blank.parquet")
     probe = (
-        "import sys, resource, time; from pathlib import Path;"
+        "import sys, time; from pathlib import Path; from tests.support.memory import mib;"
         "from compalign_dagster.crawl.duplicates import find_duplicates as find;"
         "start = time.process_time();"
         "found = find([Path(sys.argv[1])], Path(sys.argv[2]), distance=4);"
-        "print(found.groups, found.grouped, time.process_time() - start,"
-        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "print(found.groups, found.grouped, time.process_time() - start, mib())"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe, str(tmp_path / "blank.parquet"), str(tmp_path / "out.parquet")],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     groups, grouped, seconds, peak_mib = done.stdout.split()
     assert (int(groups), int(grouped)) == (1, count)
