@@ -35,6 +35,15 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """What a test prints is its result: shown even when it passes."""
+    yield
+    found = capsys.readouterr().out.strip()
+    with capsys.disabled():
+        print(f"\n{found}" if found else "")
+
+
 @pytest.fixture(scope="session")
 def datapack() -> Path:
     if not DATAPACK.is_dir():

@@ -15,7 +15,9 @@ from tests.support import small_job
 from tests.support.operations import MODES
 from tests.support.processes import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800), pytest.mark.usefixtures("told"),
+]  # fmt: skip
 
 _EXPLORERS = 2  # processes, each with every other point
 

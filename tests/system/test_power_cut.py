@@ -25,7 +25,9 @@ from compalign_dagster.selection import current
 from compalign_dagster.store import LocalStore, local
 from tests.support.power import Event, KilledError, Machine, Recorder, record, write_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800), pytest.mark.usefixtures("told"),
+]  # fmt: skip
 
 _STATES = int(os.environ.get("POWER_CUT_STATES", "600"))
 _SEED = int(os.environ.get("POWER_CUT_SEED", "0"))

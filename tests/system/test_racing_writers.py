@@ -20,7 +20,9 @@ from tests.support.racing import FACT
 
 _BUCKET_COMMITS = 504
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800), pytest.mark.usefixtures("told"),
+]  # fmt: skip
 
 
 def race(

@@ -15,7 +15,7 @@ from sensors.landing import landed_event, registered
 from tests.support.memory import mib
 from tests.support.memory_store import MemoryStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("told")]
 
 _SHARDS, _CORPORA = 100_000, 4
 _NAMES = [f"corpus-{at % _CORPORA}/{at // _CORPORA:06d}.tar" for at in range(_SHARDS)]
