@@ -31,7 +31,7 @@ from compalign_dagster.crawl.shards import corpus_of, is_shard
 from compalign_dagster.decisions import DecidedMeanwhileError
 from compalign_dagster.store import AccessDeniedError, Listed, Store, TransientStoreError
 
-_SLICE = 1000  # keys between two looks at the clock: a page of a bucket's listing
+_SLICE = 1000  # keys between two looks at the clock: a page of a bucket
 _MOST_FOLDERS = 256  # that the fast pass follows, the last in key order; the sweep knows no limit
 _MOST_WAITING = 200  # incomplete shards that the cursor remembers; the sweep comes back to all
 _FAILURES = 3  # consecutive ticks without access before one fails
@@ -55,7 +55,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Ticked:
-    """What came of a tick. `register` is in the order of the log and may repeat what a killed tick reported."""
+    """What came of it. `register` is in the order of the log and may repeat what a killed tick reported."""
 
     register: tuple[Batch, ...]
     cursor: str
