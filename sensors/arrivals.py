@@ -11,9 +11,10 @@ import dagster as dg
 
 from assets import keys
 from assets.partitions import CRAWL_BATCHES
-from compalign_dagster.crawl.arrivals import Rules, tick
+from compalign_dagster.crawl.arrivals import tick
 from compalign_dagster.crawl.batches import BatchSize
 from compalign_dagster.crawl.landed import Complete
+from compalign_dagster.crawl.look import Rules
 from compalign_dagster.settings import Settings
 from resources.storage import Storage
 from sensors.landing import landed_event, registered

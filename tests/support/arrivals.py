@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from compalign_dagster.crawl.arrivals import Rules, Ticked, tick
+from compalign_dagster.crawl.arrivals import Ticked, tick
 from compalign_dagster.crawl.batches import Batch, live_shards, read_log
+from compalign_dagster.crawl.look import Rules
 from compalign_dagster.store import Store
 
 STEPS = ("events", "partitions", "cursor")  # what the daemon stores of a tick, in this order

@@ -2,8 +2,8 @@
 
 import pytest
 
-from compalign_dagster.crawl.arrivals import Rules
 from compalign_dagster.crawl.landed import Complete, at_root
+from compalign_dagster.crawl.look import Rules
 from compalign_dagster.errors import InputError
 from compalign_dagster.store.bucket import BucketStore
 from tests.support.arrivals import Arrivals

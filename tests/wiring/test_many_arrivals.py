@@ -8,8 +8,9 @@ import dagster as dg
 import pytest
 
 from assets.partitions import CRAWL_BATCHES
-from compalign_dagster.crawl.arrivals import Rules, tick
+from compalign_dagster.crawl.arrivals import tick
 from compalign_dagster.crawl.batches import live_shards, read_log
+from compalign_dagster.crawl.look import Rules
 from compalign_dagster.store import LocalStore, Store
 from sensors.landing import landed_event, registered
 from tests.support.memory import mib

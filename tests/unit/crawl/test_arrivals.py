@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from compalign_dagster.crawl import arrivals, landed
-from compalign_dagster.crawl.arrivals import Rules
+from compalign_dagster.crawl import arrivals, landed, look
 from compalign_dagster.crawl.batches import BatchSize, seal
 from compalign_dagster.crawl.cursor import Cursor
 from compalign_dagster.crawl.landed import Complete
+from compalign_dagster.crawl.look import Rules
 from compalign_dagster.errors import InputError
 from compalign_dagster.store import AccessDeniedError, LocalStore, TransientStoreError
 from tests.support.arrivals import STEPS, Arrivals
@@ -102,7 +102,7 @@ class TestWhatIsFound:
         assert found == [["~a/00001.tar"], ["-a/04500.tar"]]
 
     def test_a_mass_removal_is_confirmed_in_slices(self, bucket, monkeypatch):
-        monkeypatch.setattr(arrivals, "_SLICE", 50)
+        monkeypatch.setattr(look, "_SLICE", 50)
         bucket.landing.put_many([f"a/{at:04d}.tar" for at in range(1000)])
         bucket.until_quiet()
         for at in range(999):
@@ -243,7 +243,7 @@ class TestIncompleteShards:
         assert said(disk.arrivals.tick(61).register) == [["+a/1.tar"]]
 
     def test_the_planted_bug_of_a_position_that_moves_past_turns_this_red(self, disk, monkeypatch):
-        monkeypatch.setattr(arrivals._Reach, "position", lambda reach, sealed: reach.end)
+        monkeypatch.setattr(look.Reach, "position", lambda reach, sealed: reach.end)
         with pytest.raises(AssertionError):
             self.test_the_fast_pass_never_moves_past_an_incomplete_shard(disk)
 

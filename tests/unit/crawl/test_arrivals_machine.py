@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from compalign_dagster.crawl import arrivals
-from compalign_dagster.crawl.arrivals import Rules
+from compalign_dagster.crawl import arrivals, look
 from compalign_dagster.crawl.batches import BatchSize, read_log, seal
 from compalign_dagster.crawl.landed import Complete
+from compalign_dagster.crawl.look import Rules
 from compalign_dagster.crawl.shards import is_shard
 from compalign_dagster.store import LocalStore
 from tests.support import arrivals as support
@@ -100,7 +100,7 @@ class Folder(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch):
-    monkeypatch.setattr(arrivals, "_SLICE", 3)
+    monkeypatch.setattr(look, "_SLICE", 3)
 
 
 def test_after_enough_ticks_the_log_says_what_lies_there_and_all_of_it_is_registered_once():
@@ -108,7 +108,7 @@ def test_after_enough_ticks_the_log_says_what_lies_there_and_all_of_it_is_regist
 
 
 def _no_removals(monkeypatch):
-    monkeypatch.setattr(arrivals._Look, "_miss", lambda look, part, reach, names: True)
+    monkeypatch.setattr(look.Look, "_miss", lambda _, part, reach, names: True)
 
 
 def _known(monkeypatch, change):
@@ -130,7 +130,7 @@ def _trusts_that_killed_ticks_registered(monkeypatch):
 
 def _believes_the_cursor(monkeypatch):
     """No sweep: what the fast pass moved past is never looked at again."""
-    monkeypatch.setattr(arrivals._Look, "sweep", lambda look: None)
+    monkeypatch.setattr(look.Look, "sweep", lambda _: None)
 
 
 @pytest.mark.parametrize(
