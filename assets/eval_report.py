@@ -194,7 +194,7 @@ def _evaluate(
 
 def _model_of(store: artifacts.Store, dataset: Artifact) -> Artifact:
     """The reward model whose scores the dataset was made from."""
-    from assets.promoted_model import promotions
+    from compalign_dagster.reward.promoted import promotions
 
     wanted = dataset.facts["model_version"]
     return next(model for model in promotions(store) if model.facts["model_version"] == wanted)

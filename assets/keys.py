@@ -15,6 +15,7 @@ CAPTION_SIGNALS = dg.AssetKey("caption_signals")
 DUPLICATE_GROUPS = dg.AssetKey("duplicate_groups")
 FILTERED_DATASET = dg.AssetKey("filtered_dataset")
 EVAL_REPORT = dg.AssetKey("eval_report")
+SHADOW_REPORT = dg.AssetKey("shadow_report")
 
 CRAWL_GROUP = "crawl"
 REFEREE_GROUP = "referee"

@@ -1,21 +1,42 @@
-"""`promoted_model`: a pointer to the model that scores, moved only through the gate."""
+"""`promoted_model`: a pointer to the model that scores, moved only through the gate, and back by people."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from assets import keys
+from assets.judged import training_data
 from assets.reporting import materialized
-from assets.reward_model import KIND as MODEL_KIND
 from assets.reward_model import gate_from, metrics_table
-from compalign_dagster import artifacts, decisions, latest
+from compalign_dagster import artifacts, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.errors import CompalignError, PromotionRefusedError
-from compalign_dagster.reward.promotion import judge
+from compalign_dagster.decisions import Decision
+from compalign_dagster.errors import CompalignError
+from compalign_dagster.reward import promoted
+from compalign_dagster.reward.promoted import Reason
+from compalign_dagster.reward.promotion import Claim, claims
 from compalign_dagster.settings import Settings
 from compalign_dagster.store import Store
+from resources.accelerator import Accelerator
 from resources.storage import Storage
 
-DECISION = keys.PROMOTED_MODEL.to_user_string()
 CODE_VERSION = 1
+_USER_TAGS = ("dagster/user", "user")  # who launched the run, where a deployment knows it
+_DECISIONS_SHOWN = 20
+
+
+class Promotion(dg.Config):
+    """What is decided, by whom and why; all of it is recorded."""
+
+    reason: str = Field("no reason given", description="Why: a sentence for those who read the history.")
+    by: str | None = Field(None, description="Who decides; the user that launched the run if unset.")
+    model: str | None = Field(None, description="Beginning of a model version; the newest model if unset.")
+    roll_back: bool = Field(False, description="Go back to the model that was promoted before, without a gate.")
 
 
 @dg.asset(
@@ -26,14 +47,26 @@ CODE_VERSION = 1
     kinds={"json"},
     code_version=str(CODE_VERSION),
 )
-def promoted_model(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult:
+def promoted_model(
+    context: dg.AssetExecutionContext,
+    config: Promotion,
+    storage: Storage,
+    accelerator: Accelerator,
+    settings: dg.ResourceParam[Settings],
+) -> dg.MaterializeResult:
     """The model in use. Materialising this asset is the decision to promote the newest one.
 
-    Refused unless held-out agreement with people is above chance beyond its interval and rewards are
-    comparable across images. Promotion re-scores nothing by itself.
+    Refused unless it agrees with people better than chance, than every score it replaces and than the
+    model in use, beyond the interval on held-out images, is calibrated across images and takes no
+    shortcut. Promotion re-scores nothing by itself.
     """
-    model = latest.require(storage.store, MODEL_KIND)
-    decision, moved = promote(storage.store, model, settings)
+    reason = Reason.given(config.by or _launched_by(context.run.tags), config.reason)
+    store = storage.store
+    if config.roll_back:
+        decision, moved = promoted.roll_back(store, reason), True
+    else:
+        decision, moved = promote(storage, accelerator, settings, promoted.candidate(store, config.model), reason)
+    model = promoted.promoted(store)
     return materialized(
         model,
         storage,
@@ -42,52 +75,119 @@ def promoted_model(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg
             "model_version": model.facts["model_version"],
             "promotion": decision.version,
             "promoted": decision.decided,
+            "by": decision.value.get("by", "unknown"),
+            "why": decision.value.get("why", "unknown"),
+            "claims": dg.MetadataValue.md(claims_table(decision.value.get("claims") or [])),
+            "history": dg.MetadataValue.md(history_table(store)),
             "held-out figures": dg.MetadataValue.md(metrics_table(model.facts["metrics"])),
         },
     )
 
 
-def promote(store: Store, model: Artifact, settings: Settings) -> tuple[decisions.Decision, bool]:
+@dataclass(frozen=True)
+class Examined:
+    """What the gate says of a model while `now` is in force."""
+
+    model: Artifact
+    now: Decision | None
+    claims: list[Claim]
+    against: dict[str, Any] | None  # the comparison with the promoted model; None where it is not asked for
+
+
+def promote(
+    storage: Storage, accelerator: Accelerator, settings: Settings, model: Artifact, reason: Reason
+) -> tuple[Decision, bool]:
     """Move the pointer to `model` through the gate; nothing moves when it is there already."""
-    now = decisions.current(store, DECISION)
-    if now is not None and now.value["manifest"] == model.manifest_key:
+    now = promoted.in_force(storage.store)
+    if now is not None and now.value["model_version"] == model.facts["model_version"]:
         return now, False
-    refusals = judge(model.facts["metrics"], gate_from(settings))
-    if refusals:
-        raise PromotionRefusedError(
-            f"reward model {model.facts['model_version'][:16]}",
-            expected="every claim of the promotion gate to hold",
-            found=" ".join(refusals),
-            remedy="Look at the model's page; add judgements or train longer, then promote again.",
-        )
-    value = {
-        "manifest": model.manifest_key,
-        "model_version": model.facts["model_version"],
-        "data_version": model.data_version,
-        "metrics": model.facts["metrics"],
+    found = examine(storage, accelerator, settings, model)
+    return promoted.promote(storage.store, model, found.claims, reason, now=found.now, against=found.against), True
+
+
+def examine(storage: Storage, accelerator: Accelerator, settings: Settings, model: Artifact) -> Examined:
+    """Verify the model's files, compare it with the promoted one, and put every question of the gate."""
+    from compalign_dagster.reward.folder import model_version
+
+    now = promoted.in_force(storage.store)
+    model.verify()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = model.checkout(Path(temporary, "model"))
+        found = model_version(folder)
+        if found != model.facts["model_version"]:
+            raise CompalignError(
+                f"reward model {model.uri}",
+                expected=f"version {model.facts['model_version']}",
+                found=f"version {found}",
+                remedy="The store was altered; train the model again.",
+            )
+        gate = gate_from(settings)
+        asked = now is not None and gate.min_gain > -1  # else the promoted model need not even load
+        other = promoted.promoted(storage.store) if asked else None
+        against = _compare(storage, accelerator, settings, model, folder, other) if other else None
+    return Examined(model, now, claims(model.facts["metrics"], gate, against), against)
+
+
+def _compare(
+    storage: Storage, accelerator: Accelerator, settings: Settings, model: Artifact, folder: Path, other: Artifact
+) -> dict[str, Any]:
+    """Both models on the images that neither has learned from."""
+    from compalign_dagster.reward.comparing import compare
+    from compalign_dagster.reward.folder import load_model
+
+    annotations = annotations_of(model)
+    held_out = _split(annotations, "test")
+    learned = _split(annotations_of(other), "train", "validation")
+    device = accelerator.pick()
+    found = compare(
+        load_model(folder, device=device),
+        load_model(other.checkout(folder.with_name("promoted")), device=device),
+        training_data(storage, annotations, []),
+        held_out - learned,
+        seed=settings.seed,
+    )
+    return {
+        "model_version": other.facts["model_version"],
+        **found,
+        "images_left_out": len(held_out & learned),
     }
-    return decisions.decide(store, DECISION, value, after=now.version if now else 0), True
 
 
-def promoted(store: Store) -> Artifact:
-    """The model in use; an error that says how to promote one otherwise."""
-    now = decisions.current(store, DECISION)
-    found = artifacts.load(store, now.value["manifest"]) if now else None
+def annotations_of(model: Artifact) -> Artifact:
+    """The judgements that a model was trained on."""
+    kind = keys.COCO_HF_ANNOTATIONS.to_user_string()
+    sources = [source for source in model.inputs if source.kind == kind]
+    found = artifacts.load(model.store, sources[0].key) if sources else None
     if found is None:
         raise CompalignError(
-            f"promoted model in {store.url}",
-            expected="a promoted reward model",
-            found="none",
-            remedy="Materialise reward_model, then promoted_model.",
+            f"reward model {model.uri}",
+            expected="the judgements that it was trained on, to know which images are held out",
+            found="none in the store",
+            remedy="Train a model on judgements of this store.",
         )
     return found
 
 
-def promotions(store: Store) -> list[Artifact]:
-    """Every model that was ever promoted, newest promotion first, each once."""
-    seen: dict[str, Artifact] = {}
-    for decision in reversed(decisions.history(store, DECISION)):
-        model = artifacts.load(store, decision.value["manifest"])
-        if model is not None:
-            seen.setdefault(model.manifest_key, model)
-    return list(seen.values())
+def _split(annotations: Artifact, *splits: str) -> set[str]:
+    images = parquet.read(annotations.fetch("images.parquet")).select(["image_id", "split"]).to_pylist()
+    return {row["image_id"] for row in images if row["split"] in splits}
+
+
+def _launched_by(tags: Mapping[str, str]) -> str | None:
+    return next((tags[name] for name in _USER_TAGS if tags.get(name)), None)
+
+
+def claims_table(found: list[dict[str, str]]) -> str:
+    """What was asked of a promoted model and what it showed, as Markdown."""
+    lines = ["| claim | figure |", "| --- | --- |", *(f"| {item['claim']} | {item['figure']} |" for item in found)]
+    return "\n".join(lines) if found else "no gate: rolled back, or decided before claims were recorded"
+
+
+def history_table(store: Store) -> str:
+    """The newest decisions about the promoted model, newest first, as Markdown."""
+    lines = ["| decision | when | what | model | by | why |", "| ---: | --- | --- | --- | --- | --- |"]
+    for made in list(reversed(promoted.history(store)))[:_DECISIONS_SHOWN]:
+        value = {"action": "promote", "by": "unknown", "why": "unknown", **made.value}
+        cells = [made.version, made.decided, value["action"], value["model_version"][:12], value["by"], value["why"]]
+        lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)

@@ -34,9 +34,18 @@ _MODEL_SETTINGS = {  # setting -> name in RewardConfig
     "learning_rate": "lr",
     "frozen_share": "frozen_share",
     "batch_images": "batch_images",
+    "accumulation": "accumulation",
+    "processes": "processes",
+    "train_precision": "precision",
     "pretrain_steps": "pretrain_steps",
     "train_steps": "steps",
+    "patience": "patience",
+    "anchor_weight": "anchor_weight",
+    "rating_weight": "rating_weight",
+    "criteria_weight": "criteria_weight",
 }
+_VALIDATED = ("validation_accuracy", "validation_loss")
+_ROWS = 20  # of a table in an event
 
 
 @dg.asset(
@@ -71,7 +80,10 @@ def reward_model(
             "backbone": settings.backbone,
             "device": artifact.facts["device"],
             **{name: figure["value"] for name, figure in metrics.items() if _is_estimate(figure)},
+            **{name: metrics[name] for name in _VALIDATED if metrics.get(name) is not None},
+            **{name: count for name, count in artifact.facts["counts"].items() if name.endswith("_over_long")},
             "held-out figures": dg.MetadataValue.md(metrics_table(metrics)),
+            "validations": dg.MetadataValue.md(validations_table(artifact.facts["validations"])),
         },
     )
 
@@ -91,6 +103,24 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def validations_table(validations: list[dict[str, Any]]) -> str:
+    """What was watched while the model trained, as Markdown: at most 20 validations, the last among them."""
+    if not validations:
+        return "no image was held out for validation"
+    shown = validations[:: -(-len(validations) // _ROWS)]
+    shown += [] if shown[-1] is validations[-1] else [validations[-1]]
+    names = [name for name in validations[0] if any(entry[name] is not None for entry in validations)]
+    lines = [f"| {' | '.join(names)} |", f"| {' | '.join(['---:'] * len(names))} |"]
+    for entry in shown:
+        cells = [f"{entry[name]:,}" if name == "step" else _number(entry[name]) for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def config_from(settings: Settings) -> RewardConfig:
     """The training configuration that the settings describe; unset ones are the backbone's defaults."""
     given = {name: getattr(settings, setting) for setting, name in _MODEL_SETTINGS.items()}
@@ -99,7 +129,12 @@ def config_from(settings: Settings) -> RewardConfig:
 
 def gate_from(settings: Settings) -> Gate:
     """The promotion gate that the settings describe."""
-    return Gate(min_cross_image_auc=settings.min_cross_image_auc)
+    return Gate(
+        min_cross_image_auc=settings.min_cross_image_auc,
+        min_gain=settings.min_gain,
+        max_ece=settings.max_ece,
+        told=tuple(settings.shortcuts_told),
+    )
 
 
 def _local_weights(model: str | None) -> str | None:
@@ -128,19 +163,23 @@ def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: S
     )
 
     def make() -> Artifact:
+        from compalign_dagster.evaluation.evidence import evidence_of
         from compalign_dagster.reward.folder import model_version, save_model
         from compalign_dagster.reward.training import train
 
         data = training_data(storage, annotations, crawl)
-        trained = train(config, data, device=accelerator.pick(), progress=logged(KIND))
+        going = settings.checkpoints / key  # on this machine: a run that was killed there goes on
+        trained = train(config, data, device=accelerator.pick(), progress=logged(KIND), checkpoints=going)
+        evidence = evidence_of(trained.model, data, split="test", before=trained.before, seed=config.seed)
+        metrics = {**trained.metrics, "evidence": evidence}
         inputs = [annotations.as_input()]
         if crawl:
             inputs.append(latest.require(store, keys.RAW_CRAWL.to_user_string(), FIRST_BATCH).as_input())
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "model")
-            save_model(trained.model, folder, metrics=trained.metrics, record=trained.record)
+            save_model(trained.model, folder, metrics=metrics, record=trained.record)
             files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-            return artifacts.publish(
+            artifact = artifacts.publish(
                 store,
                 KIND,
                 key,
@@ -150,11 +189,15 @@ def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: S
                 config=config.as_dict(),
                 facts={
                     "model_version": model_version(folder),
-                    "metrics": trained.metrics,
+                    "metrics": metrics,
+                    "validations": trained.record["curves"]["validation"],
+                    "counts": trained.record["counts"],
                     "device": accelerator.pick(),
                 },
-                views=_views(trained.metrics, trained.record, gate_from(settings)),
+                views=_views(metrics, trained.record, gate_from(settings)),
             )
+        trained.discard_checkpoints()
+        return artifact
 
     return latest.reuse_or_make(store, KIND, key, make)
 

@@ -12,12 +12,13 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets import keys, promoted_model
+from assets import keys
 from assets.checks import score_ledger as checks
 from assets.reporting import counts_table, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.batches import live_shards, read_log
+from compalign_dagster.reward.promoted import promoted, promotions
 from compalign_dagster.scoring import tables
 from compalign_dagster.scoring.ledger import coverage, fold
 from compalign_dagster.settings import Settings
@@ -68,7 +69,7 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
     """The ledger of the crawl as it is now."""
     log = read_log(store)
     live = {shard: batch for shard, (batch, _) in live_shards(log).items()}
-    models = promoted_model.promotions(store)[:_MODELS_KEPT]
+    models = promotions(store)[:_MODELS_KEPT]
     versions = [model.facts["model_version"] for model in models]
     rows, inputs = _scored_rows(store, [batch.key for batch in log], versions)
     ledger = pa.concat_tables(
@@ -111,7 +112,7 @@ def publish_ledger(store: Store) -> tuple[Artifact, bool]:
                 facts=facts,
             )
 
-    promoted_model.promoted(store)  # a ledger without a model would say nothing
+    promoted(store)  # a ledger without a model would say nothing
     return latest.reuse_or_make(store, KIND, key, make)
 
 

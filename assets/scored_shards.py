@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from assets import keys, promoted_model
+from assets import keys
 from assets.checks import scored_shards as checks
 from assets.needs import SCORING
 from assets.partitions import CRAWL_BATCHES
@@ -17,6 +17,7 @@ from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import IndexedShard, indexed_shards, require_delivered
 from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.reward.promoted import promoted
 from compalign_dagster.scoring import tables
 from compalign_dagster.scoring.tables import CODE_VERSION
 from compalign_dagster.store import Store
@@ -83,7 +84,7 @@ def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple
     """The published scores of a batch's live shards by the promoted model."""
     store = storage.store
     raw = latest.require(store, keys.RAW_CRAWL.to_user_string(), batch)
-    model = promoted_model.promoted(store)
+    model = promoted(store)
     shards = indexed_shards(store, batch)
     key = work_key(
         KIND,

@@ -20,10 +20,11 @@ from assets import (
     reward_model,
     score_ledger,
     scored_shards,
+    shadow_report,
 )
 from assets.checks.coco_hf_annotations import judgements
 from assets.checks.eval_report import report_is_sound
-from assets.checks.reward_model import would_pass_the_gate
+from assets.checks.reward_model import rewards_compare_across_images, would_pass_the_gate
 from compalign_dagster.settings import Settings, load
 from resources.accelerator import Accelerator
 from resources.storage import Storage
@@ -43,6 +44,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     duplicate_groups.duplicate_groups,
     filtered_dataset.filtered_dataset,
     eval_report.eval_report,
+    shadow_report.shadow_report,
 ]
 
 
@@ -51,7 +53,7 @@ def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | 
     settings = settings or load()
     return dg.Definitions(
         assets=automated(ASSETS, settings),
-        asset_checks=[judgements, would_pass_the_gate, report_is_sound],
+        asset_checks=[judgements, would_pass_the_gate, rewards_compare_across_images, report_is_sound],
         jobs=JOBS,
         sensors=[crawl_arrivals, automation],
         resources={

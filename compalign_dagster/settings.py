@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from compalign_dagster.errors import InputError
 
 PREFIX = "COMPALIGN_"
+Shortcut = Literal["shuffled_words", "fluent_wrong", "length_matched", "text_on_blank", "text_on_photo"]
 Fraction = Annotated[Decimal, Field(ge=0, le=1)]
 
 
@@ -43,6 +44,15 @@ PROFILES: dict[str, dict[str, Default]] = {
     "photos": {
         "batch_wait_minutes": Default(0, "a photo crawl lands whole"),
         "backbone": Default("offline", "encoders inside PyPI wheels: no model hub needed"),
+        "min_gain": Default(
+            -0.10,
+            "50 held-out images have intervals of this width: the gate refuses what is clearly worse than the "
+            "baselines and cannot show that a model is better",
+        ),
+        "shortcuts_told": Default(
+            ["shuffled_words"],
+            "sentence vectors that stay frozen tell little of the order of words, and 50 images cannot show so little",
+        ),
         "evaluation_steps": Default(360, "30,000 pairs need more steps than the sample's 4,000"),
         "keep_fraction": Default(Decimal("0.30"), "the paper's method figure: top 30 % by reward"),
     },
@@ -58,9 +68,12 @@ PROFILES: dict[str, dict[str, Default]] = {
         "caption_tokens": Default(35, _UNKNOWN + " (35 tokens, short for web captions)"),
         "learning_rate": Default(1e-5, _UNKNOWN),
         "frozen_share": Default(0.7, _UNKNOWN),
-        "batch_images": Default(8, _UNKNOWN + ": about 64 pairs, 8 images of 5 captions"),
+        "batch_images": Default(4, _UNKNOWN + ": batches of 4 on a GPU"),
+        "accumulation": Default(2, _UNKNOWN + ": 64 pairs in an update (4 GPUs x 4 x 4), some 8 images of 5 captions"),
+        "train_precision": Default("bf16", _CHOICE + "; weights stay fp32, and so do all reported figures"),
+        "patience": Default(5, "CycleReward's released training; unknown in the paper"),
         "pretrain_steps": Default(0, "the backbone comes pre-trained"),
-        "train_steps": Default(1000, _UNKNOWN + ": 10 epochs over 800 images"),
+        "train_steps": Default(1000, _UNKNOWN + ": 10 epochs, over 800 images; cosine schedule without warm-up"),
         "evaluation_encoder": Default("blip-b16", "BLIP-B/16, the paper's abstract; not trained by this release"),
         "evaluation_steps": Default(100_000, "unknown in the paper; set it to your budget"),
         "device": Default("cuda", _CHOICE),
@@ -77,6 +90,9 @@ class Settings(BaseSettings):
     home: Path = Field(Path("var/{profile}"), description="Folder that holds everything below by default.")
     store: str = Field("{home}/store", description="Where artifacts are published.")
     landing: str = Field("{home}/landing", description="Where crawl shards arrive.")
+    checkpoints: Path = Field(
+        Path("{home}/checkpoints"), description="Folder of this machine for trainings that may have to go on."
+    )
     labels: str = Field("{home}/labels", description="Label exports (`*.jsonl`) and shards of judged images.")
     evaluation: str = Field("{home}/evaluation", description="Clean held-out shards for retrieval.")
     pages_port: int = Field(3001, ge=1, le=65535, description="Loopback port that serves the store's pages.")
@@ -135,7 +151,7 @@ class Settings(BaseSettings):
         description="Share of live shards a newly promoted model must have scored to be used.",
     )
 
-    backbone: Literal["blip-tiny", "blip", "offline"] = Field("blip-tiny", description="Reward model network.")
+    backbone: Literal["blip-tiny", "blip", "dual", "offline"] = Field("blip-tiny", description="Reward model network.")
     model: str | None = Field(None, description="Local folder or hub id of the pre-trained backbone.")
     revision: str | None = Field(None, description="Pinned revision; required with a hub id.")
     image_size: int | None = Field(None, ge=16, le=1024, description="Input side, pixels; backbone's if unset.")
@@ -143,10 +159,43 @@ class Settings(BaseSettings):
     learning_rate: float | None = Field(None, gt=0, lt=1, description="Peak learning rate.")
     frozen_share: float | None = Field(None, ge=0, le=1, description="Share of encoder layers kept frozen.")
     batch_images: int | None = Field(None, ge=1, description="Images in a training batch.")
+    accumulation: int | None = Field(
+        None, ge=1, description="Such batches in one training step; a multiple of the processes."
+    )
+    processes: int | None = Field(
+        None, ge=1, description="Processes that share a training step's batches, each on a GPU of its own."
+    )
+    train_precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="Precision of the forward pass in training; fp16 needs a GPU."
+    )
     pretrain_steps: int | None = Field(None, ge=0, description="Steps of label-free pre-training on the crawl.")
     train_steps: int | None = Field(None, ge=1, description="Steps of training on human judgements.")
+    patience: int | None = Field(
+        None, ge=0, description="Validations without better preference accuracy before training stops; 0 never stops."
+    )
+    anchor_weight: float | None = Field(
+        None, ge=0, description="Weight of the cross-image anchors, against 1 for comparisons; 0 leaves them out."
+    )
+    rating_weight: float | None = Field(None, ge=0, description="Weight of ratings as a level; 0 leaves them out.")
+    criteria_weight: float | None = Field(
+        None, ge=0, description="Weight of the heads of single criteria; 0 leaves them out."
+    )
     min_cross_image_auc: float = Field(
         0.6, ge=0.5, le=1, description="Promotion gate: matched above mismatched pairs, pooled over images."
+    )
+    min_gain: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="Promotion gate: agreement with people minus that of each baseline and of the promoted model, "
+        "least lower end of its 95 % interval; -1 asks for nothing.",
+    )
+    max_ece: float = Field(
+        0.15, ge=0, le=1, description="Promotion gate: largest expected calibration error; 1 asks for nothing."
+    )
+    shortcuts_told: list[Shortcut] = Field(
+        default_factory=list,
+        description='Promotion gate: shortcut checks that are shown and do not decide, as JSON: ["shuffled_words"].',
     )
     seed: int = Field(7, ge=0, description="Seed of training, splits and random controls.")
 
@@ -164,7 +213,7 @@ class Settings(BaseSettings):
         profile = str(values.get("profile", "sample"))
         home = str(values.get("home", "var/{profile}")).replace("{profile}", profile)
         filled = {**values, "home": home}
-        for name in ("store", "landing", "labels", "evaluation"):
+        for name in ("store", "landing", "checkpoints", "labels", "evaluation"):
             filled.setdefault(name, f"{home}/{name}")
         return filled
 

@@ -62,7 +62,19 @@ learn_reward = dg.define_asset_job(
 promote_model = dg.define_asset_job(
     "promote_model",
     selection=dg.AssetSelection.assets(keys.PROMOTED_MODEL),
-    description="Promote the newest reward model, through the gate. Re-scores nothing.",
+    description="Promote the newest reward model, through the gate; say why in the launchpad. Re-scores nothing.",
+)
+roll_back_model = dg.define_asset_job(
+    "roll_back_model",
+    selection=dg.AssetSelection.assets(keys.PROMOTED_MODEL),
+    config={"ops": {"promoted_model": {"config": {"roll_back": True, "reason": "rolled back in the launchpad"}}}},
+    description="Go back to the model that was promoted before; say why in the launchpad. Re-scores nothing.",
+)
+shadow_candidate = dg.define_asset_job(
+    "shadow_candidate",
+    selection=dg.AssetSelection.assets(keys.SHADOW_REPORT),
+    description="Before a promotion: score a sample of the crawl with the newest reward model and show what would "
+    "enter and leave the dataset, and what a full re-score costs.",
 )
 index_batch = dg.define_asset_job(
     "index_batch",
@@ -100,7 +112,9 @@ JOBS: list[Any] = [
     index_batch,
     replay_quarantine,
     learn_reward,
+    shadow_candidate,
     promote_model,
+    roll_back_model,
     score_batch,
     refilter,
     evaluate,

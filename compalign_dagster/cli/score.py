@@ -29,7 +29,8 @@ def command(model: Path, patterns: tuple[str, ...], out: Path, device: str, batc
 
     \b
     FILE.parquet             pair_id, shard, key, caption_index, caption, reward, model_version,
-                             and the baselines the model has: cosine, itm
+                             human_fit (probability that a person says it fits), scores of single
+                             criteria, and the baselines the model has: cosine, itm, label_free
     FILE.quarantine.parquet  what could not be read or scored: shard, key, offset, reason, detail, ...
 
     \b

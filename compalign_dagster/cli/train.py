@@ -4,6 +4,7 @@ import json
 import shutil
 import tomllib
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,19 @@ if TYPE_CHECKING:
 )
 @options.shards
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new model folder.")
-@click.option("--backbone", type=click.Choice(["blip-tiny", "blip", "offline"]), help="Network.  [default: blip-tiny]")
+@click.option(
+    "--backbone", type=click.Choice(["blip-tiny", "blip", "dual", "offline"]), help="Network.  [default: blip-tiny]"
+)
 @click.option(
     "--config",
     "config_file",
     type=click.Path(path_type=Path),
     help="Training settings as a JSON object or TOML; the backbone's defaults hold for the rest.",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where a training that is killed goes on from; removed when done.  [default: .NAME.checkpoints beside OUT]",
 )
 @options.device
 @options.strict
@@ -43,6 +51,7 @@ def command(
     out: Path,
     backbone: str | None,
     config_file: Path | None,
+    checkpoints: Path | None,
     device: str,
     strict: bool,
 ) -> None:
@@ -56,6 +65,24 @@ def command(
     compalign train --annotations labels.jsonl --shards judged/ --shards crawl/ --out model/
     compalign train --annotations labels/ --shards judged/ --out model/ --backbone offline
     compalign train ... --config settings.json        with {"steps": 600, "seed": 1}
+
+    \b
+    Networks, by what is at hand:
+      blip-tiny  nothing: a small BLIP from scratch, minutes on a CPU; needs crawl pairs
+      offline    the extra 'photos': frozen encoders from wheels, minutes on a CPU
+      dual       a CLIP or SigLIP as "model": a folder, or a hub id with its "revision"
+      blip       a BLIP with matching head as "model"; wants a GPU
+
+    \b
+    Settings that are often set (OUT/README.md lists all, and where each value comes from):
+      steps, batch_images, lr, frozen_share   how long, how many images at once, how fast, how much rests
+      accumulation, processes                 batches in one step; processes that share them, a GPU each
+      precision                               fp32, bf16, or fp16 (GPU): of the forward pass
+      validate_every, patience                stop after so many validations without better agreement
+      anchor_weight, rating_weight, criteria_weight, labeler_weights     terms of the loss; 0 leaves one out
+
+    The same command, run again after a kill, goes on from the newest checkpoint and ends with the same
+    bytes; with other settings or data it starts anew.
     """
     from compalign_dagster.annotation.assemble import assemble
     from compalign_dagster.annotation.read import read_annotations
@@ -71,6 +98,7 @@ def command(
     shards = find_shards(patterns)
     judged = assemble(*read_annotations(annotations), shards, seed=config.seed)
     pairs, refused = unlabelled(shards, judged.images)
+    from compalign_dagster.evaluation.evidence import evidence_of
     from compalign_dagster.reward.data import TrainingData
     from compalign_dagster.reward.folder import model_version, save_model
     from compalign_dagster.reward.training import train
@@ -83,20 +111,27 @@ def command(
         pairs,
         {shard.name: shard for shard in shards},
     )
-    trained = train(config, data, device=pick_device(device), progress=options.progress())
-    temporary = out.absolute().with_name(f".{out.absolute().name}.part")
+    beside = out.absolute()
+    going = checkpoints or beside.with_name(f".{beside.name}.checkpoints")
+    trained = train(config, data, device=pick_device(device), progress=options.progress(), checkpoints=going)
+    evidence = evidence_of(trained.model, data, split="test", before=trained.before, seed=config.seed)
+    metrics = {**trained.metrics, "evidence": evidence}
+    temporary = beside.with_name(f".{beside.name}.part")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(trained.model, temporary, metrics=trained.metrics, record=trained.record)
+        save_model(trained.model, temporary, metrics=metrics, record=trained.record)
         version = model_version(temporary)
         temporary.replace(out)
     except OSError as error:
         raise unwritable(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    trained.discard_checkpoints()
+    if checkpoints is None:
+        shutil.rmtree(going, ignore_errors=True)  # of other settings that were tried for this OUT
     click.echo(f"model {version[:12]}: {out}")
-    for name in ("preference_accuracy", "cross_image_auc"):
-        click.echo(_figure(name, trained.metrics.get(name)))
+    for line in _summary(metrics, trained.record):
+        click.echo(line)
     if judged.rejected.num_rows:
         rejected = out.with_name(f"{out.name}.rejected.json")
         write_json(rejected, {"rejected": judged.rejected.to_pylist()})
@@ -158,8 +193,29 @@ def _refuse_taken(out: Path) -> None:
         )
 
 
-def _figure(name: str, estimate: Any) -> str:
-    label = name.replace("_", " ")
+def _summary(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
+    """Held-out figures, the reward's gain over each score it replaces, and what the model could not read."""
+    for name in ("preference_accuracy", "cross_image_auc"):
+        yield _figure(name.replace("_", " "), metrics.get(name))
+    scorers = metrics["evidence"]["scorers"]
+    yield _figure("Kendall tau-c with single ratings", scorers["reward"].get("tau_c"))
+    for name, figures in scorers.items():
+        gain = figures.get("reward_minus_this")
+        if isinstance(gain, dict) and gain.get("value") is not None and name != "reward":
+            yield _figure(f"preference accuracy, minus that of {name.replace('_', ' ')}", gain)
+    failed = [name for name, check in metrics["evidence"]["shortcuts"].items() if check["passed"] is False]
+    if failed:
+        yield f"takes a shortcut: {', '.join(sorted(failed))} (see metrics.json)"
+    counts, limit = record["counts"], record["config"]["max_caption_tokens"]
+    for kind in ("judged", "crawl"):
+        if counts.get(f"{kind}_captions_over_long"):
+            count = counts[f"{kind}_captions_over_long"]
+            yield f"{count:,} {kind} captions are longer than {limit} tokens: only their beginning is read"
+    if metrics.get("validation_stuck_at_ln2"):
+        yield "the validation loss stayed at ln 2: this model does not tell captions apart"
+
+
+def _figure(label: str, estimate: Any) -> str:
     if not isinstance(estimate, dict) or estimate.get("value") is None:
         return f"{label}: not measured"
     if estimate.get("low") is None:

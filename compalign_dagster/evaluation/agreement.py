@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from compalign_dagster.statistics import Estimate, bootstrap_mean, bootstrap_over, preference_accuracy
+from compalign_dagster.statistics import Estimate, bootstrap_mean
 
 Scores = Mapping[tuple[str, str], float]
 """(image_id, caption_id) -> score."""
@@ -91,7 +91,7 @@ def labeler_agreement(comparisons: pa.Table, *, seed: int = 7) -> dict[str, Any]
 
 
 def _accuracy(one: np.ndarray, other: np.ndarray, image: np.ndarray, seed: int) -> dict[str, Any]:
-    return bootstrap_over(image, lambda rows: preference_accuracy(one[rows], other[rows]), seed=seed).as_dict()
+    return bootstrap_mean((one > other).astype(float), image, seed=seed).as_dict()
 
 
 def _tau_b(margin: np.ndarray, tie: np.ndarray, ranking: np.ndarray, image: np.ndarray, seed: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ SCORERS = {
     "reward": "reward",
     "cosine": "image-text cosine",
     "itm": "image-text matching",
+    "label_free": "best score without labels",
     "caption_length": "caption length",
+    "text_only": "caption text alone",
 }
 ARMS = {
     "everything": "everything",

@@ -211,6 +211,22 @@ def forest(figure: "Figure", rows: Sequence[tuple[str, Mapping[str, Any]]], *, r
     grid(axes, "x")
 
 
+def reliability(figure: "Figure", bins: Sequence[tuple[float, Mapping[str, Any], int]]) -> None:
+    """Predicted probability against observed share, one dot with its interval per bin."""
+    axes = figure.add_subplot()
+    axes.plot([0, 100], [0, 100], color=_INK, linestyle="--", linewidth=1.2)
+    for predicted, observed, _ in bins:
+        value = 100 * observed["value"]
+        low, high = (observed[end] for end in ("low", "high"))
+        spread = [[value - 100 * low], [100 * high - value]] if low is not None and high is not None else None
+        axes.errorbar(100 * predicted, value, yerr=spread, fmt="o", color=BLUE, capsize=3, markersize=6, lw=1.8)
+    axes.set_xlim(-2, 102)
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel("P(a person says it fits), predicted %")
+    axes.set_ylabel("people who said so, %")
+    grid(axes, "both")
+
+
 def grouped_bars(figure: "Figure", groups: Sequence[Panel], ylabel: str) -> None:
     """Panels side by side, shares as percent, with intervals."""
     panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
@@ -235,8 +251,8 @@ def grouped_bars(figure: "Figure", groups: Sequence[Panel], ylabel: str) -> None
 
 
 def lines(figure: "Figure", panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]],
-          reference: tuple[str, float] | None = None) -> None:  # fmt: skip
-    """Panels of curves over steps; long curves are averaged down. `reference` is a labelled level."""
+          reference: tuple[str, float] | None = None, ylabel: str = "loss") -> None:  # fmt: skip
+    """Panels of curves over steps; long curves are averaged down. `reference`: a level, but not of pre-training."""
     drawn = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
     for panel, (title, curves) in zip(drawn, panels, strict=False):
         for at, (name, points) in enumerate(curves.items()):
@@ -247,7 +263,7 @@ def lines(figure: "Figure", panels: Sequence[tuple[str, Mapping[str, Sequence[tu
                 linestyle=("-", "--", "-.", ":")[at % 4], marker=MARKERS[at % len(MARKERS)] if few else None,
                 markersize=4.5, label=label(name),
             )  # fmt: skip
-        if reference and title.startswith("training"):
+        if reference and not title.startswith("pre-training"):
             panel.axhline(reference[1], color=_INK, linestyle=":", linewidth=1.2)
             panel.annotate(
                 reference[0], (1, reference[1]), xycoords=("axes fraction", "data"), xytext=(4, 0),
@@ -256,8 +272,8 @@ def lines(figure: "Figure", panels: Sequence[tuple[str, Mapping[str, Sequence[tu
         panel.set_title(title)
         panel.set_xlabel("step")
         grid(panel)
-        panel.legend(loc="upper right", fontsize=9.5)
-    drawn[0].set_ylabel("loss")
+        panel.legend(loc="best", fontsize=9.5)
+    drawn[0].set_ylabel(ylabel)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _POINTS) -> list[tuple[float, float]]:

@@ -6,14 +6,16 @@ from typing import Any
 
 from compalign_dagster.pages import plots
 from compalign_dagster.pages.evaluation import AGREEMENT_AXIS, SCORERS
+from compalign_dagster.pages.evidence import evidence_view
 from compalign_dagster.pages.plots import Plot
 from compalign_dagster.pages.render import render
 
 _LN2 = ("ln 2", math.log(2))  # the preference loss of a model that cannot tell two captions apart
-_LOSS_LABEL = {
-    "preference": "validation, preference",
-    "anchor": "validation, anchors",
-    "total": "validation, total",
+_TERMS = {
+    "preference": "comparisons",
+    "anchor": "anchors across images",
+    "rating": "ratings",
+    "criteria": "single criteria",
 }
 
 Curves = dict[str, list[tuple[float, float]]]
@@ -23,7 +25,9 @@ def reward_page(metrics: Mapping[str, Any], curves: Mapping[str, Any], gate: Seq
     """The page of one model.
 
     `metrics`: figures `{value, low, high, n}`, plain numbers, and `baselines` (scorer -> figures).
-    `curves`: name -> losses of every step, or (step, loss) points, or dictionaries with `step`.
+    `curves`: `pretrain`: losses of every step; `terms`: term -> losses of every step; `validation`: dictionaries
+    with `step`, terms and `accuracy`; `best`: the one whose weights are kept. What is missing is left out.
+    `metrics["evidence"]`, where there is one, is shown by `evidence.py`.
     `gate`: (claim, passed, figure in words) per condition of promotion.
     """
     agreement = by_scorer(metrics, "preference_accuracy")
@@ -38,6 +42,8 @@ def reward_page(metrics: Mapping[str, Any], curves: Mapping[str, Any], gate: Seq
         scorers=[(name, agreement.get(name), across.get(name)) for name in agreement],
         forest=_forest(agreement),
         curves=_curves(curves),
+        accuracy=_accuracy(curves),
+        evidence=evidence_view(metrics),
     )
 
 
@@ -78,29 +84,24 @@ def _forest(agreement: Mapping[str, Mapping[str, Any]]) -> Plot | None:
 
 
 def panels(curves: Mapping[str, Any]) -> list[tuple[str, Curves]]:
-    """Curves sorted into a pre-training and a training panel; what is no curve is left out."""
-    before: Curves = {}
-    training: Curves = {}
-    for name, value in curves.items():
-        for label, points in _points(name, value).items():
-            (before if name.startswith("pretrain") else training)[label] = points
-    found = [("pre-training on the crawl, no labels", before), ("training on judgements", training)]
-    return [(title, lines) for title, lines in found if lines]
+    """Losses over steps: pre-training, each term in training, each term on the validation images."""
+    found = [
+        ("pre-training, no labels", {"joint loss": _steps(curves.get("pretrain"))}),
+        ("training, by term", {_TERMS.get(k, k): _steps(v) for k, v in (curves.get("terms") or {}).items()}),
+        ("validation, by term", {label: _validated(curves, name) for name, label in _TERMS.items()}),
+    ]
+    told = [(title, {name: points for name, points in lines.items() if points}) for title, lines in found]
+    return [(title, lines) for title, lines in told if lines]
 
 
-def _points(name: str, value: Any) -> Curves:
-    if not isinstance(value, list) or not value:
-        return {}
-    if all(isinstance(entry, Mapping) for entry in value):
-        names = [key for key in value[0] if key != "step"]
-        return {
-            _LOSS_LABEL.get(key, key) if name == "validation" else f"{name} {key}": [
-                (entry["step"], entry[key]) for entry in value if _finite(entry.get(key))
-            ]
-            for key in names
-        }
-    pairs = [entry if isinstance(entry, list | tuple) else (at + 1, entry) for at, entry in enumerate(value)]
-    return {name: [(step, loss) for step, loss in pairs if _finite(loss)]}
+def _steps(losses: Any) -> list[tuple[float, float]]:
+    """Losses of every step as points; none for a term that is 0 throughout, as those without judgements are."""
+    points = [(float(at), loss) for at, loss in enumerate(losses or [], start=1) if _finite(loss)]
+    return points if any(loss for _, loss in points) else []
+
+
+def _validated(curves: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    return [(entry["step"], entry[name]) for entry in curves.get("validation") or [] if _finite(entry.get(name))]
 
 
 def _finite(value: Any) -> bool:
@@ -113,14 +114,29 @@ def _curves(curves: Mapping[str, Any]) -> Plot | None:
         return None
     svg = plots.draw_svg("curves", lambda figure: plots.lines(figure, found, _LN2), height=3.5)
     ends = "; ".join(
-        f"{name} from {points[0][1]:.3f} to {points[-1][1]:.3f}"
-        for _, lines in found
+        f"{title}: {name} from {points[0][1]:.3f} to {points[-1][1]:.3f}"
+        for title, lines in found
         for name, points in lines.items()
-        if points
     )
     return Plot(
         svg,
         f"Loss over training steps: {ends}.",
         "Loss over steps. The dotted line is ln 2, where a model cannot tell two captions apart; "
-        "a validation loss that stays there means that nothing was learned.",
+        "a validation loss of comparisons that stays there means that nothing was learned.",
+    )
+
+
+def _accuracy(curves: Mapping[str, Any]) -> Plot | None:
+    points = [(step, 100 * share) for step, share in _validated(curves, "accuracy")]
+    if not points:
+        return None
+    lines = [("validation images", {"agrees with people": points})]
+    svg = plots.draw_svg("accuracy", lambda figure: plots.lines(figure, lines, ylabel="% of comparisons"), height=2.6)
+    best = curves.get("best") or {}
+    kept = f" The weights of step {best['step']:,} were kept." if _finite(best.get("step")) else ""
+    return Plot(
+        svg,
+        f"Share of comparisons of validation images that the model orders as people did: {points[0][1]:.1f} % at step "
+        f"{points[0][0]}, {points[-1][1]:.1f} % at step {points[-1][0]}.",
+        f"Share of comparisons of validation images in which the model prefers what people preferred.{kept}",
     )

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-_BASELINES = {"cosine": "image-text cosine", "itm": "image-text matching", "caption_length": "caption length"}
+_BASELINES = {
+    "cosine": "image-text cosine",
+    "itm": "image-text matching",
+    "label_free": "the best score without labels",
+    "caption_length": "caption length",
+}
 _RIVALS = {
     "everything": "everything",
     "random": "a random subset of the same size",

@@ -1,46 +1,32 @@
-"""Which judged images meet in a step, and how they flatten into one forward pass.
+"""How the judged images of a step flatten into one forward pass."""
 
-Orders are drawn from a generator seeded by the caller, so that training repeats.
-"""
-
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.reward.data import JudgedImage
 from compalign_dagster.reward.losses import PairBatch
 
 
-def epochs(count: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Endless batches of indices below `count`; every index once an epoch, short tails joined to the next."""
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < min(size, count):
-            waiting += rng.permutation(count).tolist()
-        batch, waiting = waiting[:size], waiting[size:]
-        yield list(dict.fromkeys(batch))
-
-
-def flatten(images: Sequence[JudgedImage], mismatches: int) -> PairBatch:
+def flatten(
+    images: Sequence[JudgedImage], mismatches: int, near_miss: Callable[[str], str | None] | None = None
+) -> PairBatch:
     """One row for each own caption, then up to `mismatches` for each image: its neighbours' best captions.
 
     The mismatched captions are other images' best ones, so that no reading of the caption alone tells
-    them apart. A neighbour whose best caption is also this image's is skipped.
+    them apart. A neighbour whose best caption is also this image's is skipped. `near_miss` gives each
+    best caption a wrong twin, or None where it knows none.
     """
-    captions: list[str] = []
-    owner: list[int] = []
-    first: list[int] = []
-    for at, image in enumerate(images):
-        first.append(len(captions))
-        captions += image.captions
-        owner += [at] * len(image.captions)
-    better = [first[at] + row for at, image in enumerate(images) for row in image.better]
-    worse = [first[at] + row for at, image in enumerate(images) for row in image.worse]
-    judged = sum(1 for image in images if image.better)
-    weight = [1 / (len(image.better) * judged) for image in images for _ in image.better]
-    top = [first[at] + row for at, image in enumerate(images) for row in image.top]
+    first = [0, *accumulate(len(image.captions) for image in images)]
+    captions = [text for image in images for text in image.captions]
+    owner = [at for at, image in enumerate(images) for _ in image.captions]
     own = len(captions)
+    top = [first[at] + row for at, image in enumerate(images) for row in image.top if _fits(image.ratings[row])]
     for at, image in enumerate(images):
         for step in range(1, min(mismatches, len(images) - 1) + 1):
             other = images[(at + step) % len(images)]
@@ -48,12 +34,36 @@ def flatten(images: Sequence[JudgedImage], mismatches: int) -> PairBatch:
             if borrowed:
                 captions.append(borrowed[step % len(borrowed)])
                 owner.append(at)
+    met = len(captions)
+    twins = [(row, near_miss(captions[row])) for row in top] if near_miss else []
+    twins = [(row, text) for row, text in twins if text is not None and text not in images[owner[row]].captions]
+    captions += [str(text) for _, text in twins]
+    owner += [owner[row] for row, _ in twins]
+    ratings = np.full((len(captions), len(CRITERIA)), np.nan, np.float32)
+    trust = np.zeros(len(captions), np.float32)
+    for at, image in enumerate(images):
+        ratings[first[at] : first[at + 1]] = image.ratings
+        trust[first[at] : first[at + 1]] = image.trust
     return PairBatch(
         captions=captions,
-        image_index=torch.tensor(owner, dtype=torch.int64),
-        better=torch.tensor(better, dtype=torch.int64),
-        worse=torch.tensor(worse, dtype=torch.int64),
-        weight=torch.tensor(weight, dtype=torch.float32),
-        top=torch.tensor(top, dtype=torch.int64),
-        mismatched=torch.arange(own, len(captions)),
+        image_index=_rows(owner),
+        better=_rows(first[at] + row for at, image in enumerate(images) for row in image.better),
+        worse=_rows(first[at] + row for at, image in enumerate(images) for row in image.worse),
+        weight=torch.tensor([weight for image in images for weight in image.weight], dtype=torch.float32),
+        top=_rows(top),
+        mismatched=torch.arange(own, met),
+        near=torch.arange(met, len(captions)),
+        origin=_rows(row for row, _ in twins),
+        ratings=torch.from_numpy(ratings),
+        trust=torch.from_numpy(trust),
     )
+
+
+def _fits(ratings: Sequence[float]) -> bool:
+    """Whether people rated a caption in the middle or better, or not at all: a best one may still be bad."""
+    known = [rating for rating in ratings if not math.isnan(rating)]
+    return not known or math.fsum(known) >= len(known) / 2
+
+
+def _rows(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64)

@@ -7,33 +7,41 @@ belong here: losses other than BLIP's own joint loss, and the training loop.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
-from transformers.utils.logging import disable_progress_bar
 
-from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
 from compalign_dagster.reward.data import TrainingData, texts
 from compalign_dagster.reward.head import RewardHead
 from compalign_dagster.reward.joint import contrastive, hard_negatives, same
-from compalign_dagster.reward.model import Outputs, RewardModel
+from compalign_dagster.reward.model import HEADS, Outputs, RewardModel
+from compalign_dagster.reward.preprocessing import per_channel, squared, squashed
+from compalign_dagster.reward.pretrained import (
+    PREPROCESSING,
+    TOKENIZER,
+    Source,
+    descriptions,
+    freeze_lower,
+    load_head,
+    pinned,
+    read_network,
+    read_tokenizer,
+    reread_network,
+    save_parts,
+    split_head,
+    unusable,
+)
 from compalign_dagster.reward.tokenizer import train_tokenizer
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 _ROWS_TOGETHER = 64  # captions
-_PREPROCESSING = "preprocessor_config.json"
-
-
-disable_progress_bar()  # of reading and writing weights; a log line says as much
 
 
 class BlipReward(RewardModel):
@@ -51,41 +59,30 @@ class BlipReward(RewardModel):
         preprocessing: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.config, self.tokenizer, self.preprocessing = config, tokenizer, preprocessing
         self.blip: Any = blip
-        self.head = RewardHead(self._text_config.hidden_size)
+        self.tokenizer, self.preprocessing = tokenizer, preprocessing
+        limit = self._text_config.max_position_embeddings
+        self.config = replace(config, max_caption_tokens=min(config.max_caption_tokens, limit))
+        self.head = RewardHead(self._text_config.hidden_size, HEADS)
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(0.07))))  # BLIP's initial value
-        self.register_buffer("mean", _per_channel(preprocessing["image_mean"]), persistent=False)
-        self.register_buffer("std", _per_channel(preprocessing["image_std"]), persistent=False)
+        self.register_buffer("mean", per_channel(preprocessing["image_mean"]), persistent=False)
+        self.register_buffer("std", per_channel(preprocessing["image_std"]), persistent=False)
 
     @classmethod
     def build(cls, config: RewardConfig, data: TrainingData) -> Self:
         """Pretrained weights from `config.model`; `InputError` where they cannot be had whole and pinned."""
-        source, options = _pinned(config)
+        source = pinned(config)
         try:
-            blip, missing = _read_weights(source, **options)
-            tokenizer = BertTokenizer.from_pretrained(source, **options)
+            descriptions(source)
+            blip = read_network(BlipForImageTextRetrieval, source)
+            tokenizer = read_tokenizer(BertTokenizer, source, blip)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"pretrained model {source}",
-                expected="a BLIP retrieval model in safetensors with its tokenizer",
-                found=" ".join(str(error).split())[:300],
-                remedy="Give a folder made by save_pretrained, or a hub id that can be reached.",
-            ) from error
-        if missing:
-            raise InputError(
-                f"pretrained model {source}",
-                expected="every weight of BlipForImageTextRetrieval",
-                found=f"{len(missing)} missing, first {missing[0]}",
-                remedy="Use an image-text retrieval (ITM) checkpoint of BLIP.",
-            )
-        return cls(config, blip, tokenizer, _preprocessing(config.image_size))
+            raise unusable(source, "an image-text retrieval (ITM) model of BLIP in safetensors", error) from error
+        return cls(config, blip, tokenizer, squashed(config.image_size))
 
     def prepare(self, image: Image.Image) -> Tensor:
         """uint8 [3, S, S]: squashed to a square, bicubic, as BLIP's own evaluation does."""
-        side = self.preprocessing["size"]["height"]
-        pixels = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return squared(image, self.preprocessing)
 
     def encode_images(self, batch: Tensor) -> Tensor:
         pixels = (batch.to(self.device).float() / 255 - self.mean) / self.std
@@ -98,13 +95,15 @@ class BlipReward(RewardModel):
         image_index = image_index.to(self.device)
         fused = self._fused(ids, mask, image_states[image_index])
         images, words = self._joint_images(image_states), self._joint_texts(ids, mask)
-        return Outputs(
-            reward=self.head(fused).float(),
-            cosine=(images[image_index] * words).sum(-1).float(),
-            itm=self.blip.itm_head(fused).softmax(-1)[:, 1].float(),
+        heads = self.head(fused)
+        return Outputs.of(
+            heads[:, 0],
+            criteria=self.seen_criteria(heads),
+            cosine=(images[image_index] * words).sum(-1),
+            itm=self.blip.itm_head(fused).softmax(-1)[:, 1],
         )
 
-    def rewards(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+    def heads(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
         ids, mask = self._tokens(captions)
         return self.head(self._fused(ids, mask, image_states[image_index.to(self.device)]))
 
@@ -135,13 +134,8 @@ class BlipReward(RewardModel):
 
     def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
         """All weights but the embeddings and the lower `frozen_share` of both towers' layers."""
-        if frozen_share:
-            for tower in (self.blip.vision_model, self.blip.text_encoder):
-                layers = tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
-                resting = [tower.embeddings, *layers[: int(len(layers) * frozen_share)]]
-                for module in resting:
-                    module.requires_grad_(False)
-        return super().parameter_groups(frozen_share)
+        freeze_lower((self.blip.vision_model, self.blip.text_encoder), frozen_share)
+        return split_head(self, self.config.head_lr)
 
     def token_counts(self, captions: Sequence[str]) -> list[int]:
         if not len(captions):
@@ -152,24 +146,15 @@ class BlipReward(RewardModel):
         return {"model": self.config.model, "revision": self.config.revision}
 
     def save(self, folder: Path) -> None:
-        self.blip.save_pretrained(folder / "blip", safe_serialization=True)
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("blip.")}
-        save_file({name: value.contiguous().cpu() for name, value in own.items()}, folder / "head.safetensors")
-        (folder / _PREPROCESSING).write_text(json.dumps(self.preprocessing, indent=2, sort_keys=True) + "\n")
+        save_parts(self, folder, "blip", self.tokenizer, self.preprocessing)
 
     @classmethod
     def load(cls, folder: Path, config: RewardConfig) -> Self:
-        blip, lacking = _read_weights(str(folder / "blip"), local_files_only=True)
-        if lacking:
-            raise ValueError(f"weights missing: {', '.join(lacking[:3])}")
-        tokenizer = BertTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        model = cls(config, blip, tokenizer, json.loads((folder / _PREPROCESSING).read_text()))
-        own = load_file(folder / "head.safetensors")
-        missing, unexpected = model.load_state_dict(own, strict=False)
-        lacking = [name for name in missing if not name.startswith("blip.")]
-        if lacking or unexpected:
-            raise ValueError(f"head.safetensors does not fit: {[*lacking, *unexpected][:3]}")
+        descriptions(Source(str(folder / "blip")))
+        blip = reread_network(BlipForImageTextRetrieval, folder / "blip")
+        tokenizer = read_tokenizer(BertTokenizer, Source(str(folder / TOKENIZER)), blip)
+        model = cls(config, blip, tokenizer, json.loads((folder / PREPROCESSING).read_text()))
+        load_head(model, folder, "blip")
         return model
 
     @property
@@ -177,7 +162,7 @@ class BlipReward(RewardModel):
         return self.blip.config.text_config
 
     def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        limit = min(self.config.max_caption_tokens, self._text_config.max_position_embeddings)
+        limit = self.config.max_caption_tokens
         encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
@@ -247,57 +232,7 @@ class TinyBlipReward(BlipReward):
                 initializer_range=shared["initializer_range"],
             )
         )
-        return cls(config, blip, tokenizer, _preprocessing(config.image_size))
+        return cls(config, blip, tokenizer, squashed(config.image_size))
 
     def provenance(self) -> dict[str, Any]:
         return {"model": None, "trained": "from scratch"}
-
-
-def _read_weights(source: str, **options: Any) -> tuple[BlipForImageTextRetrieval, list[str]]:
-    """A network from safetensors, and the names of weights that the source lacks."""
-    loaded: Any = BlipForImageTextRetrieval.from_pretrained(
-        source, use_safetensors=True, output_loading_info=True, **options
-    )
-    network, report = loaded
-    return network, sorted(report["missing_keys"])
-
-
-def _pinned(config: RewardConfig) -> tuple[str, dict[str, Any]]:
-    """What to load and how; a hub id must name its revision."""
-    if not config.model:
-        raise InputError(
-            "reward setting 'model'",
-            expected="a local folder or a hub id with a revision",
-            found="nothing",
-            remedy="Set it, or use the backbone blip-tiny, which trains from scratch.",
-        )
-    if Path(config.model).is_dir():
-        return config.model, {"local_files_only": True}
-    if not config.revision:
-        raise InputError(
-            f"hub model {config.model}",
-            expected="a pinned revision (a commit)",
-            found="none, and no such folder",
-            remedy="Set revision, so that the same weights are read every time.",
-        )
-    return config.model, {"revision": config.revision}
-
-
-def _preprocessing(side: int) -> dict[str, Any]:
-    """What `prepare` and `encode_images` do, in the words of transformers' BlipImageProcessor."""
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(_MEAN),
-        "image_std": list(_STD),
-    }
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

@@ -1,21 +1,31 @@
-"""A reward model as an immutable folder.
+"""A reward model as an immutable folder: an exact version, loaded strictly or not at all.
 
-`reward.json` names the backbone and its configuration; the backbone writes the rest. `metrics.json`
-and `record.json` describe the training and are no part of the model's version. Weights are
-safetensors only: nothing in a model folder is ever unpickled.
+The backbone writes weights (safetensors), tokenizer and preprocessing. `metrics.json`, `record.json` and
+the model card `README.md` describe the training; `model.json` is written last and seals the rest
+(`manifest.py`). Nothing in a model folder is ever unpickled or executed.
 """
 
-import json
+import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compalign_dagster.errors import InputError
-from compalign_dagster.reward.config import reward_config
+from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.reward.card import model_card
+from compalign_dagster.reward.config import CODE_VERSION, reward_config
+from compalign_dagster.reward.manifest import (
+    CARD,
+    MANIFEST,
+    METRICS,
+    RECORD,
+    Manifest,
+    json_bytes,
+    list_files,
+    verified,
+)
 from compalign_dagster.reward.model import RewardModel, backbone
-from compalign_dagster.versions import digest_file, digest_json
 
-FORMAT = 1
-METRICS, RECORD, SETTINGS = "metrics.json", "record.json", "reward.json"
+_LIBRARIES = ("compalign-dagster", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 
 
 def save_model(
@@ -25,7 +35,7 @@ def save_model(
     metrics: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a model into a new or empty folder and return it."""
+    """Write a model into a new or empty folder and return it. The manifest comes last: without it there is no model."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(
             f"model folder {folder}",
@@ -35,22 +45,30 @@ def save_model(
         )
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
-    _write(folder / SETTINGS, {"format": FORMAT, "backbone": model.name, "config": model.config.as_dict()})
-    if metrics is not None:
-        _write(folder / METRICS, metrics)
-    if record is not None:
-        _write(folder / RECORD, record)
+    for name, value in ((METRICS, metrics), (RECORD, record)):
+        if value is not None:
+            (folder / name).write_bytes(json_bytes(value))
+    about = _about(model, record or {})
+    manifest = Manifest(model.name, model.config.as_dict(), list_files(folder), about)
+    (folder / CARD).write_text(model_card(manifest, metrics or {}, record or {}), encoding="utf-8")
+    manifest = Manifest(model.name, model.config.as_dict(), list_files(folder), about)
+    (folder / MANIFEST).write_bytes(manifest.as_bytes())
     return folder
 
 
 def load_model(folder: Path, *, device: str = "cpu") -> RewardModel:
-    """The model in `folder`, in evaluation mode. `InputError` when it is not one this release can read."""
-    settings = _settings(folder)
-    cls = backbone(settings.get("backbone", ""))
-    config = reward_config(settings.get("config"))
+    """The model in `folder`, in evaluation mode.
+
+    `InputError` unless every file is the one that was saved (see `manifest.verified`) and the weights
+    are exactly those of the network: no tensor missing, unexpected or of another shape.
+    """
+    manifest = verified(folder)
+    cls = backbone(manifest.backbone)
     try:
-        model = cls.load(folder, config)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        model = cls.load(folder, reward_config(manifest.config))
+    except CompalignError:
+        raise
+    except Exception as error:  # libraries raise what they like at files that do not fit
         raise InputError(
             f"model folder {folder}",
             expected=f"the files of a {cls.name} reward model",
@@ -61,42 +79,23 @@ def load_model(folder: Path, *, device: str = "cpu") -> RewardModel:
 
 
 def model_version(folder: Path) -> str:
-    """64 hex digits that change exactly when a score could: a digest over the model's own files."""
-    _settings(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest_json(
-        {
-            path.relative_to(folder).as_posix(): digest_file(path)
-            for path in files
-            if path.name not in (METRICS, RECORD) and not path.name.startswith(".")
-        }
-    )
+    """64 hex digits that change exactly when a score could. Verifies the folder first."""
+    return verified(folder).model_version
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise InputError(
-            f"model folder {folder}",
-            expected=f"a folder with {SETTINGS}",
-            found="no such file" if folder.is_dir() else "no such folder",
-            remedy="Give the folder that training wrote.",
-        )
+def _about(model: RewardModel, record: dict[str, Any]) -> dict[str, Any]:
+    """Where the model came from, for people and auditors."""
+    return {
+        "code_versions": {"training": CODE_VERSION, **(record.get("code_versions") or {})},
+        "seeds": record.get("seeds") or {"training": model.config.seed},
+        "training_data": record.get("data_version"),
+        "pretrained": model.provenance(),
+        "libraries": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+    }
+
+
+def _version(name: str) -> str | None:
     try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        settings, why = None, str(error)
-    else:
-        why = f"format {settings.get('format')!r}" if isinstance(settings, dict) else type(settings).__name__
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        raise InputError(
-            f"file {path}",
-            expected=f"JSON of format {FORMAT}",
-            found=why,
-            remedy="Use the release that wrote it.",
-        )
-    return settings
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

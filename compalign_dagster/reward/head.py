@@ -1,4 +1,4 @@
-"""The reward head: a small MLP from a fused image-text state to one scalar.
+"""The reward head: a small MLP from a fused image-text state to a reward and one score per criterion.
 
 ImageReward's published head has its activations commented out and an initialisation that leaves the
 reward constant, which stalls training at ln 2. This one has GELU between its layers and Xavier
@@ -7,6 +7,7 @@ weights, as CycleReward does.
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 _WIDTHS = (1024, 128, 64, 16)  # of ImageReward, for states of width 768
@@ -15,19 +16,26 @@ _LEAST_WIDTH = 16
 
 
 class RewardHead(nn.Module):
-    """Five linear layers `state - 4/3 - 1/6 - 1/12 - 1/48 - 1`, shares of the state's width."""
+    """Five linear layers `state - 4/3 - 1/6 - 1/12 - 1/48 - outputs`, shares of the state's width.
 
-    def __init__(self, state: int) -> None:
+    All outputs share the trunk and start as the same score: few images are rated, and criteria agree more
+    than they differ. Drawn apart, a criterion may start opposed to the reward, whose gradients shape the trunk,
+    and be so still when training stops.
+    """
+
+    def __init__(self, state: int, outputs: int) -> None:
         super().__init__()
-        widths = [state, *(max(_LEAST_WIDTH, round(width * state / _STATE)) for width in _WIDTHS), 1]
+        widths = [state, *(max(_LEAST_WIDTH, round(width * state / _STATE)) for width in _WIDTHS), outputs]
         layers: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
             linear = nn.Linear(wide, narrow)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.GELU()]
+        with torch.no_grad():
+            linear.weight[:] = nn.init.xavier_uniform_(torch.empty(1, widths[-2]))
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, states: Tensor) -> Tensor:
-        """States [N, D] to rewards [N]."""
-        return self.layers(states).squeeze(-1)
+        """States [N, D] to scores [N, outputs]."""
+        return self.layers(states)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def same(captions: Sequence[str]) -> Tensor:
@@ -18,12 +19,26 @@ def same(captions: Sequence[str]) -> Tensor:
 
 
 def contrastive(logits: Tensor, alike: Tensor) -> Tensor:
-    """Symmetric InfoNCE of logits [images, captions]; all captions alike share the target evenly. Scalar."""
+    """Symmetric InfoNCE of logits [N images, N captions]; all captions alike share the target evenly. Scalar.
+
+    Further columns, [N, N + M], are captions without an image: negatives of the images alone.
+    """
+    count = len(logits)
     targets = alike.float()
-    targets = targets / targets.sum(1, keepdim=True)
-    by_image = -(targets * logits.log_softmax(1)).sum(1).mean()
-    by_text = -(targets * logits.T.log_softmax(1)).sum(1).mean()
+    by_image = -(targets / targets.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    square = targets[:, :count]
+    by_text = -(square / square.sum(1, keepdim=True) * logits[:, :count].T.log_softmax(1)).sum(1).mean()
     return (by_image + by_text) / 2
+
+
+def sigmoid_contrast(logits: Tensor, alike: Tensor) -> Tensor:
+    """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343) of logits [N images, N + M captions]. Scalar.
+
+    Each image and caption is a question of its own; what reads like the image's own caption is not asked.
+    """
+    own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    asked = own | ~alike
+    return (F.softplus(torch.where(own, -logits, logits)) * asked).sum() / len(logits)
 
 
 def hard_negatives(logits: Tensor, alike: Tensor) -> Tensor:

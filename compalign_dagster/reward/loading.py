@@ -13,9 +13,9 @@ from torch import Tensor
 
 from compalign_dagster.crawl.shards import MemberReader, Shard
 from compalign_dagster.images import ImageRejected, decode
+from compalign_dagster.reward.data import Place
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
 
-Place = tuple[str, int, int]  # shard, offset, length
 _ENCODE_BATCH = 32
 
 

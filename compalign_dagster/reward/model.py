@@ -9,17 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
-from compalign_dagster.reward.data import TrainingData
+from compalign_dagster.reward.data import CrawlPair, TrainingData
+
+if TYPE_CHECKING:
+    from compalign_dagster.reward.loading import ImageLoader
 
 Progress = Callable[[int, int, str], None]
+HEADS = 1 + len(CRITERIA)  # the overall reward, then one for each criterion
 
 
 def no_progress(done: int, total: int, what: str) -> None:
@@ -28,19 +33,39 @@ def no_progress(done: int, total: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """One value per pair, float32 [N]. A baseline that the model lacks is NaN throughout."""
+    """One value per pair, float32. What the model lacks is NaN throughout."""
 
-    reward: Tensor  # larger is better aligned; comparable across images
-    cosine: Tensor  # of image and caption in the joint space
-    itm: Tensor  # probability that image and caption match
+    reward: Tensor  # [N]; larger is better aligned; comparable across images
+    criteria: Tensor  # [N, 4] in the order of CRITERIA; NaN where the training data had no ratings of it
+    cosine: Tensor  # [N], of image and caption in the joint space
+    itm: Tensor  # [N], probability that image and caption match
+    label_free: Tensor  # [N], the best score without any human label, where that is more than cosine or itm
+
+    @classmethod
+    def of(cls, reward: Tensor, *, criteria: Tensor | None = None, **scores: Tensor) -> Self:
+        """These values as float32, and NaN for the others."""
+        nothing = torch.full_like(reward, torch.nan, dtype=torch.float32)
+        criteria = nothing[:, None].expand(-1, len(CRITERIA)) if criteria is None else criteria.float()
+        rest = {name: scores.pop(name, nothing).float() for name in ("cosine", "itm", "label_free")}
+        if scores:
+            raise TypeError(f"unknown scores {sorted(scores)}")
+        return cls(reward.float(), criteria, **rest)
 
 
 class RewardModel(nn.Module, ABC):
-    """A scalar for an image and a caption, plus the baselines that come with its backbone."""
+    """A scalar for an image and a caption, one for each criterion, and the baselines of its backbone."""
 
     name: ClassVar[str]  # the backbone's name
-    images_are_frozen: ClassVar[bool] = False  # nothing trains in encode_images: its output may be cached
+    images_are_frozen: bool = False  # nothing trains in encode_images: its output may be cached
+    reads_crawl: ClassVar[bool] = False  # learn_crawl does something
     config: RewardConfig
+    trained_criteria: Tensor  # bool [4]; which criteria had ratings; set by training
+    calibration: Tensor  # float64 [2]; slope and offset of `human_fit`, NaN where no ratings were held out
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("trained_criteria", torch.zeros(len(CRITERIA), dtype=torch.bool))
+        self.register_buffer("calibration", torch.full((2,), torch.nan, dtype=torch.float64))
 
     @classmethod
     @abstractmethod
@@ -71,9 +96,28 @@ class RewardModel(nn.Module, ABC):
     def load(cls, folder: Path, config: RewardConfig) -> Self:
         """Read back what `save` wrote; `config` is the one it was trained with."""
 
-    def rewards(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
-        """The rewards of `forward` alone, [N]; for training, where the baselines would cost time."""
-        return self(image_states, captions, image_index).reward
+    @abstractmethod
+    def heads(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        """The overall reward, then one score for each of CRITERIA, [N, 5]; what training differentiates.
+
+        A criterion's score is sigmoid^-1 of its rating as (rating - 1) / 4. Columns that never saw a
+        rating mean nothing; `forward` hides them.
+        """
+
+    def learn_crawl(self, images: "ImageLoader", pairs: Sequence[CrawlPair], *, progress: Progress) -> None:
+        """Stage 0 at once, in closed form, from crawl pairs without labels; most backbones do nothing."""
+
+    def human_fit(self, reward: Tensor) -> Tensor:
+        """Probability that a person says the caption fits, [N]: sigmoid(slope * reward + offset).
+
+        NaN where no ratings were held out to fit `calibration` on.
+        """
+        slope, offset = self.calibration.to(reward.device)
+        return torch.sigmoid(slope * reward + offset)
+
+    def seen_criteria(self, heads: Tensor) -> Tensor:
+        """The criterion columns of `heads`, [N, 4], NaN where the training data had no ratings."""
+        return heads[:, 1:].float().masked_fill(~self.trained_criteria, torch.nan)
 
     def joint_loss(
         self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
@@ -106,6 +150,7 @@ class RewardModel(nn.Module, ABC):
 _BACKBONES = {
     "blip": ("compalign_dagster.reward.blip", "BlipReward"),
     "blip-tiny": ("compalign_dagster.reward.blip", "TinyBlipReward"),
+    "dual": ("compalign_dagster.reward.dual", "DualReward"),
     "offline": ("compalign_dagster.reward.offline", "OfflineReward"),
 }
 

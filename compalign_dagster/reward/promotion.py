@@ -1,55 +1,160 @@
 """The gate between a trained model and the model in force.
 
-It asks two things of held-out figures: that the model agrees with people better than chance, beyond
-its interval, and that its rewards compare across images, because a global cut relies on that.
+What belongs here: what held-out figures must say before a model's rewards may decide. What does not:
+measuring them (`evaluation/evidence.py`, `comparing.py`), moving the pointer (`promoted.py`).
+
+A figure that was not measured refuses, by name. A bound that every figure meets asks for nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
+
+BASELINES = ("cosine", "itm", "label_free", "caption_length", "text_only")
+SHORTCUTS = ("shuffled_words", "fluent_wrong", "length_matched", "text_on_blank", "text_on_photo")
+_OF_THE_BACKBONE = ("cosine", "itm", "label_free")  # a backbone may lack these, never the other two
+_LEAST_SPREAD = 1e-3
+
+Claim = tuple[str, bool, str]
+"""What is asked, whether it holds, and the figure or why not."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Least lower bounds of the 95 % intervals."""
+    """Bounds. Intervals are of 95 %, over held-out images; -1 and 1 ask for nothing."""
 
-    min_preference_accuracy: float = 0.5
-    min_cross_image_auc: float = 0.6
+    min_preference_accuracy: float = 0.5  # least lower end
+    min_cross_image_auc: float = 0.6  # least lower end
+    min_gain: float = 0.0  # least lower end of the reward's preference accuracy minus that of each other scorer
+    max_ece: float = 0.15  # greatest expected calibration error; the estimate itself is biased upward
+    told: tuple[str, ...] = ()  # shortcut checks that are shown and do not decide
 
 
-def claims(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[tuple[str, bool, str]]:
-    """What the gate asks, whether it holds, and why not (or the figure): one entry per condition."""
+def claims(
+    metrics: Mapping[str, Any], gate: Gate | None = None, against: Mapping[str, Any] | None = None
+) -> list[Claim]:
+    """What the gate asks of a model: one entry per condition.
+
+    `metrics` are those of training, with `evidence`. `against` is `comparing.compare`'s account of the model
+    and the promoted one on the same images; None where no model is promoted yet.
+    """
     gate = gate or Gate()
-    found = []
-    for name, least, meaning in (
-        ("preference_accuracy", gate.min_preference_accuracy, "agreement with people"),
-        ("cross_image_auc", gate.min_cross_image_auc, "calibration across images"),
-    ):
-        refusal = _below(metrics, name, least, meaning)
-        found.append((f"{meaning}: {name} above {least:g}", refusal is None, refusal or _figure(metrics[name])))
-    stuck = bool(metrics.get("validation_stuck_at_ln2"))
-    why = "The validation loss stayed at ln 2: the model does not tell captions apart."
-    return [*found, ("tells captions apart", not stuck, why if stuck else "validation loss away from ln 2")]
+    evidence = metrics.get("evidence") or {}
+    return [
+        _above(metrics, "preference_accuracy", gate.min_preference_accuracy, "agreement with people"),
+        _above(metrics, "cross_image_auc", gate.min_cross_image_auc, "tells matched from mismatched across images"),
+        _across_images(metrics),
+        *_gains(evidence.get("scorers") or {}, gate.min_gain),
+        *([_promoted(against, gate.min_gain)] if against is not None else []),
+        _calibrated(evidence.get("calibration") or {}, gate.max_ece),
+        *_shortcuts(evidence.get("shortcuts") or {}, gate.told),
+        _not_stuck(metrics),
+        _rewards_vary(metrics),
+    ]
 
 
-def judge(metrics: Mapping[str, Any], gate: Gate | None = None) -> list[str]:
+def judge(metrics: Mapping[str, Any], gate: Gate | None = None, against: Mapping[str, Any] | None = None) -> list[str]:
     """Why this model may not be promoted, one sentence each; empty when it may."""
-    return [why for _, holds, why in claims(metrics, gate) if not holds]
+    return [why for _, holds, why in claims(metrics, gate, against) if not holds]
 
 
-def _figure(estimate: Mapping[str, Any]) -> str:
-    value, low, high = (f"{estimate[name]:.3f}" for name in ("value", "low", "high"))
-    return f"{value}, 95 % interval {low} to {high}, n = {estimate['n']}"
+def figure(estimate: Mapping[str, Any], sign: str = "") -> str:
+    """An estimate in words."""
+    value, low, high = (f"{estimate[name]:{sign}.3f}" for name in ("value", "low", "high"))
+    return f"{value}, 95 % interval {low} to {high}, n = {estimate['n']:,}"
 
 
-def _below(metrics: Mapping[str, Any], name: str, least: float, meaning: str) -> str | None:
-    estimate = metrics.get(name) or {}
-    low = estimate.get("low")
-    if low is None:
-        return f"No held-out {name} ({meaning}) was measured."
-    if not low > least:
-        return (
-            f"Held-out {name} ({meaning}) is {estimate['value']:.3f} with a 95 % interval from {low:.3f} "
-            f"(n = {estimate['n']}); above {least:g} is needed."
-        )
-    return None
+def _above(metrics: Mapping[str, Any], name: str, least: float, meaning: str) -> Claim:
+    claim = f"{meaning}: {name} above {least:g}"
+    estimate = metrics.get(name)
+    if not _whole(estimate):
+        return claim, False, f"No held-out {name} ({meaning}) was measured."
+    if estimate["low"] > least:
+        return claim, True, figure(estimate)
+    return claim, False, f"Held-out {name} ({meaning}) is {figure(estimate)}; all of it above {least:g} is needed."
+
+
+def _across_images(metrics: Mapping[str, Any]) -> Claim:
+    from compalign_dagster.reward.metrics import across_images
+
+    return "rewards compare across images", *across_images(metrics)
+
+
+def _gains(scorers: Mapping[str, Any], least: float) -> Iterator[Claim]:
+    """The reward against every score that stands beside it, on the same comparisons of the same images."""
+    for name in sorted({*BASELINES, *scorers} - {"reward"}, key=lambda name: (name not in BASELINES, name)):
+        claim = f"agrees with people more than {name}: gain above {least:+g}"
+        entry = scorers.get(name) or {}
+        own = entry.get("preference_accuracy")
+        if least <= -1:
+            yield claim, True, "not asked for"
+        elif name in _OF_THE_BACKBONE and isinstance(own, Mapping) and own.get("value") is None:
+            yield claim, True, "the backbone has no such score"
+        else:
+            yield _gain(claim, entry.get("reward_minus_this"), least, name)
+
+
+def _promoted(against: Mapping[str, Any], least: float) -> Claim:
+    claim = f"agrees with people more than the promoted model: gain above {least:+g}"
+    if least <= -1:
+        return claim, True, "not asked for"
+    return _gain(claim, against.get("gain"), least, f"the promoted model {str(against.get('model_version'))[:12]}")
+
+
+def _gain(claim: str, estimate: Any, least: float, other: str) -> Claim:
+    if not _whole(estimate):
+        return claim, False, f"No gain over {other} on the same held-out images was measured."
+    if estimate["low"] > least:
+        return claim, True, figure(estimate, "+")
+    why = f"Preference accuracy minus that of {other}, on the same held-out images, is {figure(estimate, '+')}"
+    return claim, False, f"{why}; all of it above {least:+g} is needed."
+
+
+def _calibrated(calibration: Mapping[str, Any], most: float) -> Claim:
+    claim = f"calibrated: expected calibration error of P(a person says it fits) at most {most:g}"
+    estimate = calibration.get("ece")
+    if most >= 1:
+        return claim, True, "not asked for"
+    if not _whole(estimate):
+        return claim, False, "No calibration error was measured: no ratings were held out."
+    if estimate["value"] <= most:
+        return claim, True, figure(estimate)
+    return claim, False, f"The expected calibration error is {figure(estimate)}; at most {most:g} is needed."
+
+
+def _shortcuts(checks: Mapping[str, Any], told: Collection[str]) -> Iterator[Claim]:
+    for name in [*SHORTCUTS, *sorted(checks.keys() - set(SHORTCUTS))]:
+        check = checks.get(name)
+        if check is None:
+            yield f"takes no shortcut: {name}", False, f"The shortcut check {name} was not made."
+            continue
+        passed = check.get("passed") is True
+        found = figure(check["figure"]) if _whole(check.get("figure")) else "no figure"
+        meaning = check.get("meaning") or name
+        if name in told:
+            yield f"takes no shortcut: {name} (told, does not decide)", True, found if passed else f"failed: {found}"
+            continue
+        why = found if passed else f"The shortcut check {name} failed ({meaning}): {found}."
+        yield f"takes no shortcut: {name}", passed, why
+
+
+def _not_stuck(metrics: Mapping[str, Any]) -> Claim:
+    if metrics.get("validation_stuck_at_ln2"):
+        why = "The validation loss stayed at ln 2: the model does not tell captions apart."
+        return "tells captions apart", False, why
+    return "tells captions apart", True, "validation loss away from ln 2"
+
+
+def _rewards_vary(metrics: Mapping[str, Any]) -> Claim:
+    claim, spread = "rewards vary", metrics.get("reward_std")
+    if spread is None:
+        return claim, False, "No reward_std (spread of held-out rewards) was measured."
+    if not spread > _LEAST_SPREAD:
+        return claim, False, f"Held-out rewards do not vary: their standard deviation is {spread:.2g}."
+    return claim, True, f"standard deviation {spread:.3f}"
+
+
+def _whole(estimate: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a figure has a value and an interval."""
+    ends = ("value", "low", "high")
+    return isinstance(estimate, Mapping) and all(isinstance(estimate.get(name), int | float) for name in ends)

@@ -26,7 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compalign_dagster.annotation.importers import import_datapack, sample_key, write_lines
+from compalign_dagster.annotation.foreign import sample_key, write_lines
+from compalign_dagster.annotation.importers import import_datapack
 from compalign_dagster.errors import InputError
 from compalign_dagster.parquet import column, from_rows, write
 from compalign_dagster.versions import digest_bytes, digest_file

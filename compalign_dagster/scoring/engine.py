@@ -21,7 +21,7 @@ from compalign_dagster.errors import ConservationError, InputError
 from compalign_dagster.images import ImageRejected, decode
 from compalign_dagster.parquet import from_rows
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
-from compalign_dagster.scoring.tables import SCORES
+from compalign_dagster.scoring.tables import FIGURES, SCORES
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def score_shard(
         torch.set_num_threads(config.threads)
     started = time.monotonic()
     model = model.to(pick_device(config.device)).eval()
-    found = np.full((len(pairs), 3), np.nan, np.float32)
+    found = np.full((len(pairs), len(FIGURES)), np.nan, np.float32)
     refused: dict[int, tuple[str, str]] = {}
     done = 0
     with torch.inference_mode():
@@ -148,7 +148,7 @@ def _batches(
 def _score(
     model: RewardModel, images: list[_Image], rows: list[int], pairs: pa.Table, most_captions: int
 ) -> np.ndarray:
-    """Reward, cosine and itm, float32 [len(rows), 3]."""
+    """FIGURES of these rows, float32 [len(rows), 9]; the reward comes first."""
     states = model.encode_images(torch.stack([item.prepared for item in images]).to(model.device))
     index = torch.tensor([at for at, item in enumerate(images) for _ in item.rows])
     captions = pairs["caption"].take(pa.array(rows)).to_pylist()
@@ -156,7 +156,14 @@ def _score(
     for start in range(0, len(rows), most_captions):
         part = slice(start, start + most_captions)
         outputs = model(states, captions[part], index[part])
-        columns = (outputs.reward, outputs.cosine, outputs.itm)
+        columns = (
+            outputs.reward,
+            outputs.cosine,
+            outputs.itm,
+            outputs.label_free,
+            model.human_fit(outputs.reward),
+            *outputs.criteria.T,
+        )
         found.append(torch.stack([column.float() for column in columns], dim=1).cpu().numpy())
     return np.concatenate(found)
 
@@ -166,7 +173,7 @@ def _scores(pairs: pa.Table, found: np.ndarray, refused: dict[int, tuple[str, st
     table = pairs.take(kept)
     figures: dict[str, pa.Array] = {
         name: pa.array(values, pa.float32(), mask=~np.isfinite(values))
-        for name, values in zip(("reward", "cosine", "itm"), found[kept].T, strict=True)
+        for name, values in zip(FIGURES, found[kept].T, strict=True)
     }
     figures["model_version"] = pa.array([model_version] * len(kept), pa.string())
     for name in SCORES.names:

@@ -2,9 +2,10 @@
 
 import pyarrow as pa
 
+from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.parquet import column
 
-CODE_VERSION = 1  # of scoring: raise it when the same model and pairs give other rows
+CODE_VERSION = 2  # of scoring: raise it when the same model and pairs give other rows
 
 SCORES = pa.schema(
     [
@@ -17,9 +18,17 @@ SCORES = pa.schema(
         column("model_version", pa.string(), "digest of the model folder"),
         column("cosine", pa.float32(), "image-text cosine of the joint space", nullable=True),
         column("itm", pa.float32(), "probability that image and caption match", nullable=True),
+        column("label_free", pa.float32(), "the backbone's best score without any human label", nullable=True),
+        column("human_fit", pa.float32(), "probability that a person says the caption fits, 0 to 1", nullable=True),
+        *(
+            column(name, pa.float32(), f"the model's score of {name}; larger is better", nullable=True)
+            for name in CRITERIA
+        ),
         column("corpus", pa.string(), "where the shard belongs"),
     ]
 )
+
+FIGURES = ("reward", "cosine", "itm", "label_free", "human_fit", *CRITERIA)  # what a model says of a pair
 
 LEDGER = pa.schema(
     [

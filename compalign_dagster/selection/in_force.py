@@ -24,6 +24,12 @@ def in_force(store: Store, first: Policy) -> PolicyInForce:
     return _decided(store, lambda now: None if now else first)
 
 
+def in_force_or(store: Store, first: Policy) -> Policy:
+    """The policy in force, or `first` where nobody has decided yet; decides nothing."""
+    now = decisions.current(store, _NAME)
+    return Policy.model_validate(now.value) if now else first
+
+
 def adopt(store: Store, policy: Policy) -> PolicyInForce:
     """Put a policy in force; nothing is written when it already is."""
     return _decided(store, lambda now: None if now and now.value == policy.model_dump(mode="json") else policy)

@@ -22,6 +22,8 @@ def test_the_sample_profile_needs_nothing_but_this_machine(tmp_path, monkeypatch
         ({"profile": "paper"}, "backbone", "COMPALIGN_REVISION"),
         ({"profile": "paper"}, "evaluation network", "COMPALIGN_EVALUATION_ENCODER"),
         ({"backbone": "blip"}, "backbone", "COMPALIGN_MODEL"),
+        ({"backbone": "dual"}, "backbone", "COMPALIGN_MODEL"),
+        ({"backbone": "dual", "model": "no/where", "revision": "main"}, "backbone", "COMPALIGN_REVISION"),
         ({"device": "cuda"}, "device", "CUDA"),
     ],
 )

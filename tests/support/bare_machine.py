@@ -10,7 +10,7 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-ALLOWED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "pyarrow")
+ALLOWED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pillow", "pyarrow")
 
 
 def normal(name: str) -> str:

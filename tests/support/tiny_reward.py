@@ -5,8 +5,11 @@ Imports nothing but what a bare GPU machine has, because a test trains with it w
 
 import hashlib
 import io
+import math
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -15,11 +18,12 @@ from compalign_dagster.annotation.tables import CAPTIONS, COMPARISONS, IMAGES, R
 from compalign_dagster.crawl.index import index_shard
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.reward.config import RewardConfig, reward_config
-from compalign_dagster.reward.data import TrainingData
+from compalign_dagster.reward.data import JudgedImage, TrainingData
 from compalign_dagster.store import LocalStore
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (20, 40, 220), "yellow": (240, 220, 20)}
 NAMES = tuple(COLOURS)
+NOT_RATED = (math.nan,) * 4
 TINY = {
     "backbone": "blip-tiny",
     "image_size": 16,
@@ -76,13 +80,18 @@ def crawl_shard(folder: Path, count: int = 24, name: str = "web/00000.tar") -> S
     return Shard(name, LocalStore(folder), name)
 
 
-def tiny_data(folder: Path, *, judged: int = 30, labeler_prefers_right: bool = True) -> TrainingData:
-    """Judged squares (captions a: right, b: wrong colour, c: shop talk) and one crawl shard."""
+def tiny_data(
+    folder: Path, *, judged: int = 30, labeler_prefers_right: bool = True, rated: bool = False
+) -> TrainingData:
+    """Judged squares (captions a: right, b: wrong colour, c: shop talk) and one crawl shard.
+
+    `rated`: two labelers rate accuracy and completeness, one of them vividness, nobody context.
+    """
     colours = [NAMES[at % 4] for at in range(judged)]
     pictures = [square(colour, 100 + at) for at, colour in enumerate(colours)]
     name = "judged/00000.tar"
     places = write_tar(folder / "labels" / name, [(f"{at:04d}.png", data) for at, data in enumerate(pictures)])
-    images, captions, comparisons = [], [], []
+    images, captions, comparisons, ranks = [], [], [], []
     for at, (colour, data) in enumerate(zip(colours, pictures, strict=True)):
         image_id = hashlib.sha256(data).hexdigest()
         offset, length = places[f"{at:04d}.png"]
@@ -109,13 +118,36 @@ def tiny_data(folder: Path, *, judged: int = 30, labeler_prefers_right: bool = T
             for better, worse in (order[:2], order[::2], order[1:])
         ]
         comparisons.append({"image_id": image_id, "labeler": "m", "better": "b", "worse": "c", "tie": True})
+        for caption_id, accuracy, vividness in zip(order, (5, 2, 1), (4, 4, 1), strict=True):
+            given = {"image_id": image_id, "caption_id": caption_id, "accuracy": accuracy, "completeness": accuracy}
+            ranks += [{**given, "labeler": "l", "vividness": vividness}, {**given, "labeler": "m"}]
     crawl = crawl_shard(folder / "landing")
     label = Shard(name, LocalStore(folder / "labels"), name)
     return TrainingData(
         pa.Table.from_pylist(images, IMAGES),
         pa.Table.from_pylist(captions, CAPTIONS),
-        RANKS.empty_table(),
+        pa.Table.from_pylist(ranks if rated else [], RANKS),
         pa.Table.from_pylist(comparisons, COMPARISONS),
         index_shard(crawl).pairs,
         {name: label, crawl.name: crawl},
     )
+
+
+def judged_image(captions: Sequence[str], **more: Any) -> JudgedImage:
+    """A judged image made by hand: its first caption beats its second, nobody rated, unless `more` says so."""
+    count = len(captions)
+    given: dict[str, Any] = {
+        "image_id": "i",
+        "place": ("s", 0, 1),
+        "better": (0,),
+        "worse": (1,),
+        "ties": 0,
+        "top": (0,),
+        "caption_ids": tuple(str(at) for at in range(count)),
+        "caption_sources": ("human",) * count,
+        "ratings": (NOT_RATED,) * count,
+        **more,
+    }
+    rated = tuple(float(any(not math.isnan(value) for value in row)) for row in given["ratings"])
+    defaults = {"weight": (1.0,) * len(given["better"]), "trust": rated}
+    return JudgedImage(captions=tuple(captions), **{**defaults, **given})

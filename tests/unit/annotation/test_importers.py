@@ -7,14 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compalign_dagster.annotation.foreign import dense_ranking, write_lines
 from compalign_dagster.annotation.importers import (
+    SOURCES,
     composite,
-    dense_ranking,
     flickr8k_crowd,
     flickr8k_expert,
     import_datapack,
-    write_lines,
 )
+from compalign_dagster.annotation.importers_coco import (
+    context_evaluation,
+    crisscrossed,
+    spatial_reasoning,
+    sugarcrepe,
+    thumb,
+)
+from compalign_dagster.annotation.schema import JudgedImage
 from compalign_dagster.errors import InputError
 
 DATAPACK = Path(__file__).parents[3].parent / "shared" / "datapack"
@@ -154,3 +162,102 @@ def test_the_data_pack_gives_502_judged_photos_and_2818_expert_pairs():
     assert len(lines) == 502
     assert sum(len(line["captions"]) for line in lines) == 2818
     assert all(len(line["judgements"]) == 3 for line in lines)
+
+
+def context_table(*rows: dict) -> pa.Table:
+    same = {"img_id": "church4", "q_imgfit.postimg": 4, "q_relevance.postimg": 2, "q_reconstructivity.preimg": 5}
+    return pa.Table.from_pylist([{**same, **row} for row in rows])
+
+
+def test_context_answers_are_ratings_of_people_and_one_pooled_ranking():
+    table = context_table(
+        {"context": "Roof", "description": "A dome .", "rater": 1, "q_overall.postimg": 2},
+        {"context": "Roof", "description": "A dome .", "rater": 2, "q_overall.postimg": 3},
+        {"context": "Roof", "description": "A spire .", "rater": 3, "q_overall.postimg": 5},
+        {"context": "Cross", "description": "A dome .", "rater": 4, "q_overall.postimg": 1},
+    )
+    (line,) = context_evaluation(table, shard="s")
+    texts = {caption["id"]: caption["text"] for caption in line["captions"]}
+    pooled, *people = line["judgements"][::-1]
+    assert pooled["labeler"] == "context-people"
+    assert [[texts[name] for name in place] for place in pooled["ranking"]] == [
+        ["A spire ."],
+        ["A dome ."],
+        ["A dome ."],
+    ]
+    assert pooled["ratings"] == {}
+    assert len(texts) == 3  # written for two articles: two captions
+    assert len(people) == 4
+    for person in people:
+        assert person["ranking"] == []
+        (ratings,) = person["ratings"].values()
+        assert ratings == {"completeness": 2, "vividness": 5, "context": 4}  # accuracy was not asked
+
+
+def test_thumb_is_precision_and_recall_and_says_which_model_wrote():
+    rows = [
+        {"image_id": "1.jpg", "system": system, "caption": system, "precision": p, "recall": r, "human_score": score}
+        for system, p, r, score in (("Human", 5.0, 4.0, 4.5), ("Up-Down", 2.0, 3.0, 2.4))
+    ]
+    (line,) = thumb(pa.Table.from_pylist(rows), shard="s")
+    (judgement,) = line["judgements"]
+    assert judgement["ratings"]["thumb-Human"] == {"accuracy": 5, "completeness": 4}
+    assert judgement["ranking"] == [["thumb-Human"], ["thumb-Up-Down"]]
+    assert [caption.get("model") for caption in line["captions"]] == [None, "Up-Down"]
+
+
+def test_similarity_and_truth_become_accuracy_on_the_contracts_scale():
+    rows = [
+        {"image_id": "1.jpg", "caption_ann_id": at, "caption": "x", "rating": value}
+        for at, value in ((1, 0.0), (2, 4.0))
+    ]
+    (line,) = crisscrossed(pa.Table.from_pylist(rows), shard="s")
+    given = line["judgements"][0]["ratings"]
+    assert given == {"coco-1": {"accuracy": 1.0}, "coco-2": {"accuracy": 4.2}}
+    said = [{"image_id": "1.jpg", "caption": text, "label": truth} for text, truth in (("on it", 1), ("under it", 0))]
+    (line,) = spatial_reasoning(pa.Table.from_pylist(said), shard="s")
+    texts = {caption["id"]: caption["text"] for caption in line["captions"]}
+    found = {texts[name]: value["accuracy"] for name, value in line["judgements"][0]["ratings"].items()}
+    assert found == {"on it": 5, "under it": 1}
+
+
+def test_each_hard_negative_is_a_labeler_who_only_ranks():
+    rows = [
+        {"image_id": "1.jpg", "kind": "swap_att", "caption": " a red cup ", "hard_negative": wrong}
+        for wrong in ("a blue cup", "a red plate")
+    ]
+    (line,) = sugarcrepe(pa.Table.from_pylist(rows), shard="s")
+    texts = {caption["id"]: (caption["text"], caption["source"]) for caption in line["captions"]}
+    assert len(line["judgements"]) == 2
+    for judgement in line["judgements"]:
+        (right,), (wrong,) = judgement["ranking"]
+        assert texts[right] == ("a red cup", "human")
+        assert texts[wrong][1] == "model"
+        assert judgement["ratings"] == {}
+
+
+@pytest.mark.parametrize(
+    ("importer", "row"),
+    [
+        (context_evaluation, {"img_id": "i", "context": "c", "description": "d", "rater": 1, "q_overall.postimg": 6,
+                              "q_relevance.postimg": 1, "q_reconstructivity.preimg": 1, "q_imgfit.postimg": 1}),
+        (thumb, {"image_id": "i", "system": "s", "caption": "c", "precision": 0.5, "recall": 1.0, "human_score": 1.0}),
+        (crisscrossed, {"image_id": "i", "caption_ann_id": 1, "caption": "c", "rating": 5.1}),
+        (spatial_reasoning, {"image_id": "i", "caption": "c", "label": 2}),
+    ],
+)  # fmt: skip
+def test_an_answer_off_its_scale_is_refused(importer, row):
+    with pytest.raises(InputError, match="a number from"):
+        list(importer(pa.Table.from_pylist([row]), shard="s"))
+    lacking = {name: value for name, value in row.items() if name not in ("image_id", "img_id")}
+    with pytest.raises(InputError, match="found no im"):
+        list(importer(pa.Table.from_pylist([lacking]), shard="s"))
+
+
+@pytest.mark.skipif(not DATAPACK.is_dir(), reason="the data pack lies beside the repository or nowhere")
+@pytest.mark.parametrize("source", list(SOURCES))
+def test_every_line_of_the_data_pack_keeps_the_contract(source):
+    lines = list(import_datapack(DATAPACK, source, shard="s"))
+    assert lines
+    for line in lines:
+        JudgedImage.model_validate_json(json.dumps(line))

@@ -9,9 +9,11 @@ from compalign_dagster.pages.annotations import annotations_page
 from compalign_dagster.pages.cards import Card
 from compalign_dagster.pages.crawl import crawl_page
 from compalign_dagster.pages.evaluation import eval_page
+from compalign_dagster.pages.evidence import NOT_MEASURED
 from compalign_dagster.pages.filtered import filtered_page
 from compalign_dagster.pages.index import index_page
 from compalign_dagster.pages.reward import reward_page
+from compalign_dagster.pages.shadow import shadow_page
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -86,15 +88,45 @@ def annotations(text: str = "plain") -> bytes:
     return annotations_page(facts, [{"image": picture(), "labeler": text, "captions": captions}])
 
 
+def evidence(name: str = "plain") -> dict:
+    """`metrics["evidence"]` in small, with a check that failed and one that was not measured."""
+    figures = {figure: estimate(0.7) for figure in ("preference_accuracy", "tau_c", "human_auc", "cross_image_auc")}
+    return {
+        "scorers": {
+            "reward": figures,
+            "cosine": {**figures, "reward_minus_this": estimate(0.08), "tau_c_minus_this": estimate(0.05)},
+            "itm": dict.fromkeys(figures, NOT_MEASURED),
+        },
+        "by_source": {name: {"reward": estimate(0.61), "cosine": estimate(0.52), "itm": NOT_MEASURED}},
+        "by_criterion": {"context": {"reward": NOT_MEASURED}},
+        "ceiling": estimate(0.83),
+        "one_labeler_against_rest": {name: {"agreement": estimate(0.81)}},
+        "calibration": {
+            "ece": estimate(0.04),
+            "bins": [
+                {"predicted": 0.2, "observed": estimate(0.25), "n": 40},
+                {"predicted": 0.9, "observed": NOT_MEASURED | {"value": 1.0}, "n": 9},
+            ],
+        },
+        "across_images": {"matched": {"within": estimate(0.97), "across": estimate(0.96), "kept": estimate(0.98)}},
+        "shortcuts": {
+            "fluent_wrong": {"passed": True, "figure": estimate(0.9), "least": 0.5, "meaning": name},
+            "text_on_blank": {"passed": False, "figure": NOT_MEASURED, "least": 0.5, "meaning": "a page of text"},
+        },
+    }  # fmt: skip
+
+
 @functools.cache
 def reward(text: str = "plain") -> bytes:
     metrics = {
         "preference_accuracy": estimate(0.7), "cross_image_auc": estimate(0.9), "reward_std": 1.0,
         "baselines": {name: {"preference_accuracy": estimate(0.6)} for name in ("cosine", text)},
+        "evidence": evidence(text),
     }  # fmt: skip
     curves = {
-        "pretrain": [3.0, 2.0, 1.0], "train": [(1, 0.8), (2, 0.6)], "best": None, text: [1.0, 2.0],
-        "validation": [{"step": 2, "preference": 0.6, "anchor": 0.3, "total": 0.9}],
+        "pretrain": [3.0, 2.0, 1.0], "train": [0.8, 0.6], "best": {"step": 2}, text: [1.0, 2.0],
+        "terms": {"preference": [0.7, 0.6], "rating": [0.0, 0.0], text: [0.1, 0.2]},
+        "validation": [{"step": 2, "preference": 0.6, "anchor": 0.3, "rating": None, "accuracy": 0.7, "total": 0.9}],
     }  # fmt: skip
     return reward_page(metrics, curves, [(text, True, text), ("another", False, "0.5")])
 
@@ -148,4 +180,21 @@ def index(text: str = "plain") -> bytes:
     return index_page([entry])
 
 
-PAGES = [crawl, annotations, reward, filtered, evaluation, index]
+@functools.cache
+def shadow(text: str = "plain") -> bytes:
+    rewards = {
+        "mean": 0.1, "std": 1.0, "quantiles": [(0.0, -1.0), (0.5, 0.0), (1.0, 2.0)], "cut": 0.5,
+        "edges": [-1.0, 0.5, 2.0], "kept": [0, 3], "dropped": [7, 0],
+    }  # fmt: skip
+    facts = {
+        "candidate": text, "promoted": text, "policy": {text: 1}, "refused": {text: 2}, "device": text,
+        "population": 1000, "sampled": 12, "compared": 10, "strata": 4,
+        "candidate_rewards": rewards, "promoted_rewards": rewards,
+        "spearman": estimate(0.9), "kendall_tau_b": estimate(0.8), "kept_overlap": estimate(0.7),
+        "enters": {"pairs": 1, "of_the_crawl": 100}, "leaves": {"pairs": 1, "of_the_crawl": 100},
+        "cost": {"pairs": 1000, "seconds_per_pair": 0.01, "hours": 0.003},
+    }  # fmt: skip
+    return shadow_page(facts, {"enters": cards([text]), "leaves": cards([text])})
+
+
+PAGES = [crawl, annotations, reward, filtered, evaluation, index, shadow]

@@ -44,7 +44,7 @@ def test_contact_sheet_leaves_its_images_alone():
 def test_event_plots_are_small_and_repeatable():
     histogram = {"edges": [0.0, 0.5, 1.0], "kept": [0, 3], "dropped": [6, 0]}
     made = [
-        curves_picture({"train": [1.0 / step for step in range(1, 5000)]}),
+        curves_picture({"terms": {"preference": [1.0 / step for step in range(1, 5000)]}}),
         histogram_picture(histogram, {"cut": 0.5}),
         downstream_picture(builders.report()),
     ]

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,6 +21,11 @@ def data(tmp_path_factory):
     return tiny_data(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("rated"), rated=True)
+
+
 def test_ties_are_dropped_and_counted(data):
     for image in judged_images(data, "train"):
         assert image.ties == 1
@@ -26,14 +33,67 @@ def test_ties_are_dropped_and_counted(data):
         assert [image.captions[row] for row in image.top] == [image.captions[0]]
 
 
-def test_order_of_rows_does_not_matter(data):
+def with_rows(data, name, change):
+    """The data with one table's rows changed."""
+    table = getattr(data, name)
+    rows = [change(dict(row)) for row in table.to_pylist()]
+    return type(data)(**{**vars(data), name: table.from_pylist([row for row in rows if row is not None], table.schema)})
+
+
+def test_order_of_rows_does_not_matter(data, rated):
     rng = np.random.default_rng(0)
-    mixed = {
-        name: getattr(data, name).take(rng.permutation(len(getattr(data, name))))
-        for name in ("images", "captions", "comparisons")
+    for one in (data, rated):
+        mixed = {
+            name: getattr(one, name).take(rng.permutation(len(getattr(one, name))))
+            for name in ("images", "captions", "comparisons", "ranks")
+        }
+        other = type(one)(**{**vars(one), **mixed})
+        assert judged_images(other, "train", {"m": 0.3}) == judged_images(one, "train", {"m": 0.3})
+
+
+def test_captions_come_with_their_ids_and_sources(data):
+    image = judged_images(data, "train")[0]
+    assert image.caption_ids == ("a", "b", "c")
+    assert image.caption_sources == ("human",) * 3
+    assert not image.rated
+
+
+def test_ratings_are_means_over_labelers_by_weight(rated):
+    mixed = with_rows(rated, "ranks", lambda row: {**row, "accuracy": 3} if row["labeler"] == "m" else row)
+    (plain, weighted) = (judged_images(mixed, "train", weights)[0] for weights in ({}, {"m": 0.5}))
+    accuracy, completeness, vividness, context = plain.ratings[0]
+    assert (accuracy, completeness, vividness) == (0.75, 1.0, 0.75)
+    assert math.isnan(context)
+    assert weighted.ratings[0][0] == pytest.approx((1.0 * 1 + 0.5 * 0.5) / 1.5)
+    assert plain.trust == weighted.trust == (1.0,) * 3
+    assert judged_images(mixed, "train", {"l": 0.5, "m": 0.25})[0].trust == (0.5,) * 3
+
+
+def test_comparisons_carry_the_weight_of_their_labeler(data):
+    def contradict(row):
+        if row["labeler"] == "m":
+            row |= {"better": "b", "worse": "a", "tie": False}
+        return row
+
+    image = judged_images(with_rows(data, "comparisons", contradict), "train", {"m": 1.5})[0]
+    assert dict(zip(zip(image.better, image.worse, strict=True), image.weight, strict=True)) == {
+        (0, 1): 1.0,
+        (0, 2): 1.0,
+        (1, 0): 1.5,
+        (1, 2): 1.0,
     }
-    other = type(data)(**{**vars(data), **mixed})
-    assert judged_images(other, "train") == judged_images(data, "train")
+    assert image.top == (1,)  # 1.5 - 1 + 1 against 1 + 1 - 1.5
+    assert judged_images(with_rows(data, "comparisons", contradict), "train", {"m": 0.5})[0].top == (0,)
+
+
+def test_a_labeler_of_weight_0_does_not_exist(rated):
+    def without(row):
+        return None if row["labeler"] == "m" else row
+
+    gone = with_rows(with_rows(rated, "comparisons", without), "ranks", without)
+    for split in ("train", "validation"):
+        assert judged_images(rated, split, {"m": 0.0}) == judged_images(gone, split)
+        assert judged_images(rated, split) != judged_images(gone, split)
 
 
 def test_a_tokenizer_sees_no_caption_outside_the_training_split(data):
@@ -104,6 +164,12 @@ def test_contrast_is_least_where_the_right_ones_meet():
     assert contrastive(wrong, alike) > 5
 
 
+def test_a_near_miss_leaves_everything_else_as_it_was():
+    substitutes = Substitutes(["A big red ball, isn't it?", "a Big BLUE ball, isn't it?"] * 3)
+    rng = np.random.default_rng(0)
+    assert substitutes.near_miss("A  big Red ball,  isn't it?", rng) == "A  big Blue ball,  isn't it?"
+
+
 def test_a_near_miss_changes_one_word_to_one_that_fits():
     captions = [f"a {size} {colour} ball" for size in ("big", "small") for colour in ("red", "blue") for _ in range(3)]
     substitutes = Substitutes(captions)
@@ -113,9 +179,20 @@ def test_a_near_miss_changes_one_word_to_one_that_fits():
     assert substitutes.near_miss("click here", rng) is None
 
 
+def test_a_share_of_near_misses_are_the_same_words_in_another_order():
+    captions = [f"a {size} {colour} ball" for size in ("big", "small") for colour in ("red", "blue") for _ in range(3)]
+    substitutes = Substitutes(captions, shuffled=0.3)
+    rng = np.random.default_rng(0)
+    found = [substitutes.near_miss("a big red ball", rng) for _ in range(1000)]
+    mixed = [text for text in found if text not in ("a big blue ball", "a small red ball")]
+    assert 250 < len(mixed) < 350
+    assert all(sorted(text.split()) == ["a", "ball", "big", "red"] and text != "a big red ball" for text in mixed)
+    assert Substitutes(captions, shuffled=1.0).near_miss("click here", rng) is None, "two words read well either way"
+
+
 @given(st.lists(st.text(max_size=30), max_size=8), st.text(max_size=60))
 def test_a_near_miss_is_never_the_caption_itself(captions, caption):
-    substitutes = Substitutes(captions * 3)
+    substitutes = Substitutes(captions * 3, shuffled=0.5)
     miss = substitutes.near_miss(caption, np.random.default_rng(0))
     assert miss is None or miss != caption
 

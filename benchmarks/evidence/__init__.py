@@ -1,0 +1,1 @@
+"""How far the reward agrees with people on real judgements: see `__main__.py`."""

@@ -1,0 +1,1 @@
+"""How fast reward models train: steps, frozen features, cross-validation, memory."""

@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+
+from compalign_dagster.errors import InputError
+from compalign_dagster.evaluation import crossval
+from compalign_dagster.evaluation.crossval import cross_validate, fold_tables, out_of_fold
+from tests.support.tiny_reward import tiny_config, tiny_data
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("tiny"), judged=24, rated=True)
+
+
+def test_every_image_is_tested_once_and_never_learned_from_in_its_fold(data):
+    splits = [dict(zip(*(table[name].to_pylist() for name in ("image_id", "split")), strict=True))
+              for table in fold_tables(data.images, 5, seed=1)]  # fmt: skip
+    for image in data.images["image_id"].to_pylist():
+        assert [table[image] for table in splits].count("test") == 1
+    sizes = [list(table.values()).count("test") for table in splits]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(0 < list(table.values()).count("validation") < 6 for table in splits)
+    again = fold_tables(data.images.take(list(range(23, -1, -1))), 5, seed=1)
+    assert [
+        dict(zip(*(table[name].to_pylist() for name in ("image_id", "split")), strict=True)) for table in again
+    ] == splits
+
+
+def test_fewer_images_than_folds_are_refused(data):
+    with pytest.raises(InputError, match="24 judged images"):
+        fold_tables(data.images, 25, seed=1)
+
+
+def test_the_models_of_a_fold_never_see_its_test_images(data, monkeypatch):
+    seen = []
+    learn = crossval.train
+
+    def watched(config, part, **options):
+        rows = part.images.select(["image_id", "split"]).to_pylist()
+        seen.append({row["image_id"] for row in rows if row["split"] != "test"})
+        return learn(config, part, **options)
+
+    monkeypatch.setattr(crossval, "train", watched)
+    found = out_of_fold(tiny_config(), data, folds=3)
+    assert len(seen) == 3
+    assert sorted(found.held.images) == sorted(data.images["image_id"].to_pylist())
+    start = 0
+    for learned, fold in zip(seen, found.folds, strict=True):
+        tested = found.held.images[start : start + fold["test_images"]]
+        start += fold["test_images"]
+        assert not learned & set(tested)
+
+
+def test_the_evidence_is_pooled_over_all_folds_and_repeats(data):
+    found = cross_validate(tiny_config(), data, folds=2)
+    assert found["images"] == 24
+    assert found["scorers"]["reward"]["preference_accuracy"]["n"] == 24 * 3
+    assert found["calibration"]["ece"]["n"] == data.ranks.num_rows
+    assert [fold["test_images"] for fold in found["folds"]] == [12, 12]
+    again = cross_validate(tiny_config(), data, folds=2)
+    assert again["scorers"] == found["scorers"]
+
+
+def test_further_judgements_are_scored_and_not_learned_from(data):
+    half = data.images.slice(0, 12)
+    found = out_of_fold(tiny_config(), replace(data, images=half), folds=2, scored=data)
+    assert len(found.held.images) == 24
+    assert len(found.probabilities) == len(found.held.rows)
