@@ -16,7 +16,8 @@ from assets.reward_model import gate_from, metrics_table
 from compalign_dagster import artifacts, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.decisions import Decision
-from compalign_dagster.errors import CompalignError
+from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.markdown import inert, table
 from compalign_dagster.reward import promoted
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.reward.promotion import Claim, claims
@@ -62,6 +63,13 @@ def promoted_model(
     """
     reason = Reason.given(config.by or _launched_by(context.run.tags), config.reason)
     store = storage.store
+    if config.roll_back and config.model:
+        raise InputError(
+            "configuration of promoted_model",
+            expected="roll_back, or a model to promote",
+            found="both",
+            remedy="A roll-back goes to the model before; to take another one, promote it.",
+        )
     if config.roll_back:
         decision, moved = promoted.roll_back(store, reason), True
     else:
@@ -179,15 +187,15 @@ def _launched_by(tags: Mapping[str, str]) -> str | None:
 
 def claims_table(found: list[dict[str, str]]) -> str:
     """What was asked of a promoted model and what it showed, as Markdown."""
-    lines = ["| claim | figure |", "| --- | --- |", *(f"| {item['claim']} | {item['figure']} |" for item in found)]
-    return "\n".join(lines) if found else "no gate: rolled back, or decided before claims were recorded"
+    rows = [(inert(item["claim"]), inert(item["figure"])) for item in found]
+    return table(("claim", "figure"), rows) if found else "no gate: rolled back, or decided before claims were recorded"
 
 
 def history_table(store: Store) -> str:
     """The newest decisions about the promoted model, newest first, as Markdown."""
-    lines = ["| decision | when | what | model | by | why |", "| ---: | --- | --- | --- | --- | --- |"]
+    rows = []
     for made in list(reversed(promoted.history(store)))[:_DECISIONS_SHOWN]:
         value = {"action": "promote", "by": "unknown", "why": "unknown", **made.value}
         cells = [made.version, made.decided, value["action"], value["model_version"][:12], value["by"], value["why"]]
-        lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
-    return "\n".join(lines)
+        rows.append([inert(cell) for cell in cells])
+    return table(("decision", "when", "what", "model", "by", "why"), rows)

@@ -21,6 +21,8 @@ from compalign_dagster.crawl.live import IndexedShard, indexed_shards
 from compalign_dagster.crawl.shards import Shard, read_member
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.reward import promoted
+from compalign_dagster.scoring import tables
+from compalign_dagster.scoring.shadow import CODE_VERSION
 from compalign_dagster.selection.in_force import in_force_or
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.settings import Settings
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from compalign_dagster.scoring.sampling import Sample
 
 KIND = keys.SHADOW_REPORT.to_user_string()
-CODE_VERSION = 1
 PAIRS = 2000
 _SHOWN = 24  # pictures of each gallery
 
@@ -105,6 +106,7 @@ def publish_shadow(
     policy = in_force_or(store, Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus)))
     choice = {
         **accelerator.changes_bytes(),
+        "scoring": tables.CODE_VERSION,
         "pairs": pairs,
         "seed": settings.seed,
         "policy": policy.model_dump(mode="json"),

@@ -5,6 +5,7 @@ import dagster as dg
 from assets import keys
 from assets.reward_model import KIND, gate_from
 from compalign_dagster import latest
+from compalign_dagster.markdown import inert, table
 from compalign_dagster.reward.promotion import claims
 from compalign_dagster.settings import Settings
 from resources.storage import Storage
@@ -20,13 +21,12 @@ def would_pass_the_gate(storage: Storage, settings: dg.ResourceParam[Settings]) 
     """A warning here is a refusal at `promoted_model`."""
     results = claims(latest.require(storage.store, KIND).facts["metrics"], gate_from(settings))
     failed = [claim for claim, passed, _ in results if not passed]
-    lines = ["| claim | outcome | figure |", "| --- | --- | --- |"]
-    lines += [f"| {claim} | {'holds' if passed else '**fails**'} | {figure} |" for claim, passed, figure in results]
+    rows = [(inert(claim), "holds" if passed else "**fails**", inert(figure)) for claim, passed, figure in results]
     return dg.AssetCheckResult(
         passed=not failed,
         severity=dg.AssetCheckSeverity.WARN,
         description="; ".join(failed) or "every claim holds",
-        metadata={"claims": dg.MetadataValue.md("\n".join(lines))},
+        metadata={"claims": dg.MetadataValue.md(table(("claim", "outcome", "figure"), rows))},
     )
 
 

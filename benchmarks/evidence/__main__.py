@@ -84,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pack = load(options.datapack, Path(work), judged=options.judged, train=options.train, seed=options.seed)
         settings = {**options.config, "backbone": options.backbone, "seed": options.seed}
         with _crawl_learned_once():
-            result = measure(pack, settings, folds=options.folds)
+            result = measure(pack, settings, folds=options.folds, ablations=ABLATIONS if options.ablations else {})
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     written = tables.page(result)
     (out / "result.md").write_text(written)
-    if out == HERE:
+    if out == HERE and options.ablations:
         prose, marker, _ = PAGE.read_text().partition(MARKER)
         PAGE.write_text(f"{prose}{marker}\n\n{written}")
     print(written)
@@ -105,6 +105,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--config", type=json.loads, default={}, help="training settings of every arm, a JSON object")
+    parser.add_argument("--no-ablations", dest="ablations", action="store_false", help="the two whole rewards alone")
     parser.add_argument("--judged", type=int, help="a slice: so many judged images of flickr8k")
     parser.add_argument("--train", type=int, help="a slice: so many images of the crawl")
     parser.add_argument("--out", type=Path, default=HERE, help="another folder leaves the documentation as it is")
@@ -132,13 +133,19 @@ def _crawl_learned_once() -> Iterator[None]:
         CrawlMemory.learn = learn  # type: ignore[method-assign]
 
 
-def measure(pack: Pack, settings: Mapping[str, Any], *, folds: int) -> dict[str, Any]:
+def measure(
+    pack: Pack,
+    settings: Mapping[str, Any],
+    *,
+    folds: int,
+    ablations: Mapping[str, Mapping[str, float]] = ABLATIONS,
+) -> dict[str, Any]:
     """Train and score every arm, and say all figures."""
     started, seed = time.monotonic(), settings["seed"]
     expert = of_source(pack.data, ["expert"])
     arms: dict[str, OutOfFold] = {}
     minutes: dict[str, float] = {}
-    for name, changed in {REWARD: {}, **ABLATIONS, ALL: {}}.items():
+    for name, changed in {REWARD: {}, **ablations, ALL: {}}.items():
         begun = time.monotonic()
         config = reward_config({**settings, **changed})
         learned = of_source(pack.data, TRAINED_ON) if name == ALL else expert

@@ -103,7 +103,7 @@ def cv(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     remember_in(options.features)
-    config = reward_config({"backbone": "offline"} | ({"pretrain_steps": 2, "steps": 2} if options.tiny else {}))
+    config = reward_config({"backbone": "offline"} | ({"steps": 2} if options.tiny else {}))
     with tempfile.TemporaryDirectory() as work:
         small = 40 if options.tiny else None
         pack = load(options.datapack, Path(work), judged=small, train=small)

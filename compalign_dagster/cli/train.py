@@ -166,7 +166,8 @@ def _bad_config(path: Path, found: str) -> InputError:
 def unlabelled(shards: list["Shard"], images: "pa.Table") -> tuple["pa.Table", Counter[str]]:
     """Pairs that nobody judged, and what the shards' indexes refused, by reason.
 
-    Where the shards hold nothing but judged images, the pairs of those in the training split.
+    Where the judged images of the training split have more pairs in the shards, those too: a few images that were
+    forgotten in a folder of judged ones are no crawl to learn from.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -174,12 +175,14 @@ def unlabelled(shards: list["Shard"], images: "pa.Table") -> tuple["pa.Table", C
     from compalign_dagster.crawl.index import concat, index_shard, reasons_of
 
     index = concat(map(index_shard, shards))
-    judged = pc.is_in(index.pairs["image_sha256"], value_set=images["image_id"].combine_chunks())
-    pairs = index.pairs.filter(pc.invert(judged))
-    if not pairs.num_rows:
-        learned = images.filter(pc.equal(images["split"], pa.scalar("train")))["image_id"].combine_chunks()
-        pairs = index.pairs.filter(pc.is_in(index.pairs["image_sha256"], value_set=learned))
-    return pairs, reasons_of(index.quarantine)
+    trained = pc.equal(images["split"], pa.scalar("train"))
+
+    def of(judged: "pa.Table") -> Any:
+        return pc.is_in(index.pairs["image_sha256"], value_set=judged["image_id"].combine_chunks())
+
+    free, learned = pc.invert(of(images)), of(images.filter(trained))
+    few = (pc.sum(free).as_py() or 0) < (pc.sum(learned).as_py() or 0)
+    return index.pairs.filter(pc.or_(free, learned) if few else free), reasons_of(index.quarantine)
 
 
 def _refuse_taken(out: Path) -> None:
@@ -205,7 +208,7 @@ def _summary(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[
             yield _figure(f"preference accuracy, minus that of {name.replace('_', ' ')}", gain)
     failed = [name for name, check in metrics["evidence"]["shortcuts"].items() if check["passed"] is False]
     if failed:
-        yield f"takes a shortcut: {', '.join(sorted(failed))} (see metrics.json)"
+        yield f"not shown to be free of shortcuts: {', '.join(sorted(failed))} (see metrics.json)"
     counts, limit = record["counts"], record["config"]["max_caption_tokens"]
     for kind in ("judged", "crawl"):
         if counts.get(f"{kind}_captions_over_long"):

@@ -77,7 +77,9 @@ def out_of_fold(
     for fold, images in enumerate(fold_tables(scored.images, folds, seed=config.seed)):
         progress(fold, folds, "folds")
         learned = images.filter(pc.is_in(images["image_id"], value_set=data.images["image_id"].combine_chunks()))
-        part = replace(data, images=learned)
+        held_out = images.filter(pc.not_equal(images["split"], pa.scalar("train")))["image_id"].combine_chunks()
+        unseen = pc.is_in(data.crawl["image_sha256"], value_set=held_out)  # of `scored` too
+        part = replace(data, images=learned, crawl=data.crawl.filter(pc.invert(unseen)))
         trained = train(config, part, device=device)
         held = score_held_out(
             trained.model,

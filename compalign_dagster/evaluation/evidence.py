@@ -96,7 +96,7 @@ class Judged:
     def by_mean(self) -> tuple[np.ndarray, np.ndarray]:
         """Better and worse rows (int64 [P] each) of every two captions of an image whose mean ratings differ."""
         rows, at = np.unique(self.rated, return_inverse=True)
-        mean = np.round(np.bincount(at, weights=self.rating) / np.bincount(at), 6)
+        mean = np.round(np.bincount(at, weights=self.rating) / np.bincount(at), 3)  # importers round answers
         image = self.held.image[rows]
         pairs = [
             (rows[one], rows[other])

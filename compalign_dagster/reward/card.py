@@ -5,9 +5,10 @@ bare GPU machine writes cards too. What does not belong here: any figure that me
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compalign_dagster.markdown import code, inert, table
 from compalign_dagster.reward.config import reward_config, sources
 from compalign_dagster.reward.manifest import METRICS, RECORD, Manifest
 from compalign_dagster.versions import digest_json
@@ -136,13 +137,12 @@ def _training_data(manifest: Manifest, record: Mapping[str, Any]) -> str:
     counts = record.get("counts") or {}
     rows += [(name.replace("_", " "), f"{value:,}") for name, value in counts.items() if type(value) is int]
     data = record.get("data") or {}
-    rows += [(name.replace("_", " "), _listed(value)) for name, value in sorted(data.items())]
+    rows += [(name.replace("_", " "), inert(_listed(value))) for name, value in sorted(data.items())]
     weights = record.get("labeler_weights") or manifest.config.get("labeler_weights") or {}
-    rows.append(("labeler weights", _listed(weights) if weights else "all 1"))
-    table = _table(("fact", "value"), rows)
+    rows.append(("labeler weights", inert(_listed(weights)) if weights else "all 1"))
     return f"""## Training data
 
-{table}
+{table(("fact", "value"), rows)}
 
 Images are split by a hash of their bytes into train, validation and test: no image is in two splits. The
 licence of the weights follows the judgements, images and pretrained weights they were made from: ask whoever
@@ -152,16 +152,16 @@ trained this model before you pass it on. The code is Apache-2.0."""
 def _configuration(manifest: Manifest) -> str:
     provenance = sources(reward_config(manifest.config))
     rows = [
-        (f"`{name}`", _code(value), str(provenance.get(name, "")))
+        (code(name), _code(value), inert(provenance.get(name, "")))
         for name, value in sorted(manifest.config.items())
         if value not in (None, {}, [])
     ]
-    pretrained = _listed(manifest.about.get("pretrained") or {})
-    seeds = _listed(manifest.about.get("seeds") or {})
-    versions = _listed(manifest.about.get("code_versions") or {})
+    pretrained, seeds, versions = (
+        inert(_listed(manifest.about.get(name) or {})) for name in ("pretrained", "seeds", "code_versions")
+    )
     return f"""## Configuration
 
-{_table(("setting", "value", "where it comes from"), rows)}
+{table(("setting", "value", "where it comes from"), rows)}
 
 Pretrained weights: {pretrained or "none, trained from scratch"}. Seeds: {seeds or "not recorded"}. Code versions:
 {versions or "not recorded"}."""
@@ -187,7 +187,7 @@ On {held_out} that training never saw: value (95 % interval over images, n). Cos
 score used no human label and were taken before training on judgements; text only learned from the same judgements
 and never saw an image.
 
-{_table(head, rows)}{above}
+{table(head, rows)}{above}
 
 Every figure, also by caption source, length and criterion, is in `{METRICS}`."""
 
@@ -222,11 +222,11 @@ def _shortcuts(metrics: Mapping[str, Any]) -> str:
             "passed" if check.get("passed") else "FAILED",
             _estimate(check.get("figure")),
             _number(check.get("least")),
-            str(check.get("meaning", "")),
+            inert(check.get("meaning", "")),
         )
         for name, check in found.items()
     ]
-    return f"## Shortcut checks\n\n{_table(('check', 'outcome', 'figure', 'least', 'meaning'), rows)}"
+    return f"## Shortcut checks\n\n{table(('check', 'outcome', 'figure', 'least', 'meaning'), rows)}"
 
 
 def _over_long(manifest: Manifest, metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -240,7 +240,7 @@ def _over_long(manifest: Manifest, metrics: Mapping[str, Any], record: Mapping[s
         if type(counts.get(name)) is int
     ]
     found = (metrics.get("evidence") or {}).get("over_long")
-    held_out = f" On the held-out images: {_listed(found)}." if found else ""
+    held_out = f" On the held-out images: {inert(_listed(found))}." if found else ""
     limit = manifest.config.get("max_caption_tokens")
     seen = f"In training, {' and '.join(parts)} were longer." if parts else ""
     return f"""## Long captions
@@ -253,27 +253,17 @@ def _environment(manifest: Manifest, record: Mapping[str, Any]) -> str:
     libraries = manifest.about.get("libraries") or {}
     rows = [(name, _code(value)) for name, value in libraries.items()]
     rows += [(f"training {name}", _code(value)) for name, value in (record.get("environment") or {}).items()]
-    files = [(f"`{name}`", f"`{facts['sha256']}`", f"{facts['bytes']:,}") for name, facts in manifest.files.items()]
+    files = [(code(name), code(facts["sha256"]), f"{facts['bytes']:,}") for name, facts in manifest.files.items()]
     return f"""## Environment
 
-{_table(("what", "version"), rows)}
+{table(("what", "version"), rows)}
 
 ## Files
 
 `model.json` lists every file with its digest; loading verifies all of them. How training went, step by step,
 is in `{RECORD}`. Digest of the configuration: `{digest_json(manifest.config)}`.
 
-{_table(("file", "SHA-256", "bytes"), files)}"""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text that stays inside its cell and is no markup, whoever wrote it."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+{table(("file", "SHA-256", "bytes"), files)}"""
 
 
 def _measured(figure: Any) -> bool:
@@ -309,7 +299,7 @@ def _items(value: Any) -> Iterator[str]:
 
 
 def _code(value: Any) -> str:
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`" if value is not None else "not recorded"
+    return code(value if isinstance(value, str) else json.dumps(value)) if value is not None else "not recorded"
 
 
 def _short(version: Any) -> str:
@@ -317,7 +307,7 @@ def _short(version: Any) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return inert(name.replace("_", " "))
 
 
 def _quoted(text: str) -> str:

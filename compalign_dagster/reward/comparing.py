@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compalign_dagster.reward.data import JudgedImage, TrainingData, judged_images
-from compalign_dagster.reward.loading import loader_for
+from compalign_dagster.reward.loading import ImageLoader, loader_for
 from compalign_dagster.reward.metrics import score_rows
 from compalign_dagster.reward.model import RewardModel
 from compalign_dagster.statistics import bootstrap_mean
@@ -28,19 +28,19 @@ def compare(
     """
     wanted = set(images)
     found = [image for image in judged_images(data, "test") if image.image_id in wanted and image.better]
-    for network in (model, other):
-        usable = loader_for(network, data.shards, _CACHE_MIB).usable(image.place for image in found)
+    loaders = [loader_for(network, data.shards, _CACHE_MIB) for network in (model, other)]
+    for loader in loaders:
+        usable = loader.usable(image.place for image in found)
         found = [image for image in found if image.place in usable]
-    gain = _right(model, data, found) - _right(other, data, found)
+    gain = _right(model, loaders[0], found) - _right(other, loaders[1], found)
     owner = np.repeat(np.arange(len(found)), [len(image.better) for image in found])
     return {"gain": bootstrap_mean(gain, owner, seed=seed).as_dict(), "images": len(found)}
 
 
-def _right(model: RewardModel, data: TrainingData, images: list[JudgedImage]) -> np.ndarray:
+def _right(model: RewardModel, loader: ImageLoader, images: list[JudgedImage]) -> np.ndarray:
     """1 for each untied comparison that the model's rewards decide as people did, else 0; float64 [P]."""
     if not images:
         return np.zeros(0)
-    loader = loader_for(model, data.shards, _CACHE_MIB)
     sizes = [len(image.captions) for image in images]
     texts = [text for image in images for text in image.captions]
     reward = score_rows(model, loader, images, np.repeat(np.arange(len(images)), sizes), texts)["reward"]

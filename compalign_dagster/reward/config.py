@@ -133,6 +133,7 @@ DEFAULTS: dict[str, dict[str, Default]] = {
         "image_size": Default(260, "EfficientNet-Lite2's own"),
         "max_caption_tokens": Default(128, OURS),
         "lr": Default(5e-3, OURS),
+        "hard_negatives": Default(0.0, "our choice: sentence vectors hardly see one changed word"),
     },
 }
 
@@ -144,7 +145,7 @@ def reward_config(settings: Mapping[str, Any] | None = None) -> RewardConfig:
     """
     given = dict(settings or {})
     backbone = given.get("backbone", RewardConfig.backbone)
-    if backbone not in DEFAULTS:
+    if not isinstance(backbone, str) or backbone not in DEFAULTS:
         raise InputError(
             "setting backbone",
             expected=f"one of {', '.join(DEFAULTS)}",

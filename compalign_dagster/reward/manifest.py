@@ -24,7 +24,8 @@ _SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".md"})
 _MANIFEST_BYTES = 4 << 20
 _JSON_BYTES = 64 << 20  # the tokenizer of a multilingual encoder has some 35 MB
 _MOST_FILES = 1000
-REMOTE_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "custom_generate"})
+_REMOTE_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "custom_generate"})
+_ATTENTION = frozenset({"attn_implementation", "_attn_implementation"})
 _KEYS = {"format", "backbone", "config", "model_version", "files", "about", "digest"}
 
 
@@ -95,6 +96,14 @@ def refused(folder: Path, name: str, expected: str, found: str, remedy: str) -> 
     return InputError(f"model file {folder}/{shown}", expected=expected, found=found, remedy=remedy)
 
 
+def asks_for_code(key: str, value: Any) -> bool:
+    """Whether an entry of a JSON description has transformers run code that came with it or lies on the hub.
+
+    An attention implementation with a slash is a kernel: the name of a hub repository, fetched and imported.
+    """
+    return bool(value) and (key in _REMOTE_CODE or (key in _ATTENTION and "/" in str(value)))
+
+
 def _require_manifest(folder: Path) -> None:
     if os.path.lexists(folder / MANIFEST):
         return
@@ -154,8 +163,9 @@ def _read(folder: Path) -> Manifest:
     try:
         manifest = Manifest(*(body[name] for name in ("backbone", "config", "files", "about")))
         names = list(manifest.files)
+        named = isinstance(manifest.backbone, str)
         sizes = all(type(facts["bytes"]) is int for facts in manifest.files.values())
-        whole = set(body) == _KEYS and sizes and manifest.as_bytes() == data
+        whole = set(body) == _KEYS and named and sizes and manifest.as_bytes() == data
     except (KeyError, TypeError, ValueError, AttributeError):
         names, whole = [], False
     for name in names:
@@ -188,7 +198,7 @@ def _parsed(folder: Path, name: str, data: bytes) -> Any:
 
     def looked_at(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        asked.extend(key for key in REMOTE_CODE & found.keys() if found[key])
+        asked.extend(key for key, item in found.items() if asks_for_code(key, item))
         return found
 
     try:

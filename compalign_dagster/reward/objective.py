@@ -84,7 +84,7 @@ class Objective(nn.Module):
 
     def forward(self, group: Sequence[JudgedImage]) -> Tensor:
         """The scalar loss of a micro-batch."""
-        terms, _ = self._terms(group)
+        terms, _, _ = self._terms(group)
         self.terms = {name: value.detach() for name, value in terms.items()}
         weighted = [self.weights[name] * value for name, value in terms.items() if self.weights[name]]
         return sum(weighted, start=torch.zeros(()))
@@ -98,16 +98,22 @@ class Objective(nn.Module):
         with torch.inference_mode():
             for start in range(0, len(split), size):
                 group = split[start : start + size]
-                terms, rewards = self._terms(group)
-                batch = flatten(group, 0)
+                terms, rewards, batch = self._terms(group)
                 right += int((rewards[batch.better] > rewards[batch.worse]).sum())
                 comparisons += len(batch.better)
                 for name, value in terms.items():
-                    images = sum(_has(image, name) for image in group)
+                    images = _images(group, batch, name)
                     sums[name] += float(value) * images
                     counts[name] += images
         means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in sums}
         total = sum(self.weights[name] * value for name, value in means.items() if not math.isnan(value))
+        if math.isinf(total):
+            raise CompalignError(
+                "validation of a reward model",
+                expected="a finite loss",
+                found=str(total),
+                remedy="Lower the learning rate or train in fp32.",
+            )
         return Validation(**means, accuracy=right / comparisons if comparisons else math.nan, total=total)
 
     def check_spread(self, group: Sequence[JudgedImage]) -> None:
@@ -125,8 +131,8 @@ class Objective(nn.Module):
                 remedy="Check the head's initialisation, the pretrained weights and the images.",
             )
 
-    def _terms(self, group: Sequence[JudgedImage]) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms in use, and the overall reward of every row; own captions come first."""
+    def _terms(self, group: Sequence[JudgedImage]) -> tuple[dict[str, Tensor], Tensor, PairBatch]:
+        """The terms in use, and the overall reward of every row of the batch."""
         config = self.model.config
         anchors = self.weights["anchor"]
         batch = flatten(group, config.mismatches if anchors else 0, self._near_miss())
@@ -141,7 +147,7 @@ class Objective(nn.Module):
             terms["rating"] = rating_loss(rewards, batch)
         if self.weights["criteria"]:
             terms["criteria"] = criteria_loss(heads[:, 1:], batch)
-        return terms, rewards
+        return terms, rewards, batch
 
     def _heads(self, group: Sequence[JudgedImage], batch: PairBatch) -> Tensor:
         """Scores of all rows on the CPU, float32 [N, 5]; each image is encoded once."""
@@ -157,6 +163,8 @@ class Objective(nn.Module):
         return lambda caption: substitutes.near_miss(caption, rng)
 
 
-def _has(image: JudgedImage, term: str) -> bool:
-    """Whether an image has something to say on a term of the loss."""
-    return bool({"preference": image.better, "anchor": image.top}.get(term, image.rated))
+def _images(group: Sequence[JudgedImage], batch: PairBatch, term: str) -> int:
+    """How many images of a group have something to say on a term; on anchors none that meets no other image."""
+    if term == "anchor":
+        return len(batch.image_index[batch.top].unique()) if len(batch.mismatched) else 0
+    return sum(bool(image.better) if term == "preference" else image.rated for image in group)

@@ -36,7 +36,7 @@ __all__ = ["OfflineReward", "frozen_features", "text_features"]
 
 _WEIGHTS, _FROZEN = "model.safetensors", "frozen.json"
 _CAPTION_BATCH = 1024
-_NEIGHBOURS_SHARE = 0.5  # of the neighbours in the score without labels, against 1 of the prediction
+_NEIGHBOURS_SHARE = 1.0  # of the neighbours in the score without labels, against 1 of the prediction
 _DECAY = 3.0  # pulls the directions' weights to zero: a few hundred judged images move them little
 
 
@@ -94,7 +94,7 @@ class OfflineReward(RewardModel):
 
     @torch.no_grad()
     def learn_crawl(self, images: ImageLoader, pairs: Sequence[CrawlPair], *, progress: Progress) -> None:
-        """Fill the memory from the first `MOST_IMAGES` images of these pairs, in the order of their places."""
+        """Fill the memory from at most `MOST_IMAGES` images of these pairs, drawn by seed; equal images are one."""
         by_image = [
             (place, [caption for _, caption in found])
             for place, found in groupby(sorted(pairs), key=lambda pair: pair[0])
@@ -103,13 +103,17 @@ class OfflineReward(RewardModel):
         features = []
         for start in range(0, len(by_image), 32):
             features.append(images.batch([place for place, _ in by_image[start : start + 32]])[:, 0])
-        captions = [caption for _, found in by_image for caption in found]
-        owner = [at for at, (_, found) in enumerate(by_image) for _ in found]
+        frozen, image = _distinct(torch.cat(features).cpu())
+        owned = sorted(
+            ((at, caption) for at, (_, found) in zip(image, by_image, strict=True) for caption in found),
+            key=lambda pair: pair[0],
+        )
+        captions = [caption for _, caption in owned]
         vectors = []
         for start in range(0, len(captions), _CAPTION_BATCH):
             vectors.append(self.frozen.captions(captions[start : start + _CAPTION_BATCH]))
             progress(min(start + _CAPTION_BATCH, len(captions)), len(captions), "crawl captions")
-        self.crawl = CrawlMemory.learn(torch.cat(features).cpu(), torch.cat(vectors), torch.tensor(owner))
+        self.crawl = CrawlMemory.learn(frozen, torch.cat(vectors), torch.tensor([at for at, _ in owned]))
         self.crawl.to(self.device)
 
     def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
@@ -163,11 +167,23 @@ class OfflineReward(RewardModel):
 
     @torch.no_grad()
     def _compare(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Agreements [N, 2] and products of unit vectors [N, 384] of N pairs."""
+        """Agreements [N, 2] and products of unit vectors [N, 384] of N pairs, in full precision whatever training has.
+
+        Distances rounded to bf16 would no longer tell an image that was learned from.
+        """
         image_index = image_index.to(self.device)
-        view = self.crawl.view(image_states[:, 0])
-        seen = self.crawl.seen(self.frozen.captions(captions, self.device))
-        return self.crawl.agreements(view, seen, image_index), view.vector[image_index] * seen
+        with torch.autocast(self.device.type, enabled=False):
+            view = self.crawl.view(image_states[:, 0].float())
+            seen = self.crawl.seen(self.frozen.captions(captions, self.device))
+            return self.crawl.agreements(view, seen, image_index), view.vector[image_index] * seen
+
+
+def _distinct(features: Tensor) -> tuple[Tensor, list[int]]:
+    """The different rows [M, D] in the order met, and which of them each row is: a copy must not vouch for an image."""
+    known: dict[bytes, int] = {}
+    which = [known.setdefault(row.numpy().tobytes(), len(known)) for row in features]
+    first = {row: at for at, row in reversed(list(enumerate(which)))}
+    return features[[first[row] for row in range(len(first))]], which
 
 
 def _drawn(images: int, seed: int) -> list[int]:

@@ -4,7 +4,8 @@ Kernel ridge regression from image features onto the captions' own space keeps M
 loss on a few thousand pairs does not. Three things make it fit to judge a crawl with:
 
 - trust: a pair counts by the chance that it is a match, judged by what the rest of the crawl says of its image
-  (most may be wrong; mismatches are known from captions put beside other images);
+  (most may be wrong; mismatches are known from captions put beside other images), and the more so the more pairs
+  are wrong;
 - a metric: directions in which captions scatter around their prediction are shrunk, by the inverse square root of
   their residual covariance;
 - left-out predictions: an image that was learned from is predicted without itself, so that its reward compares with
@@ -28,9 +29,10 @@ DIRECTIONS = 512  # principal directions of the image features that are kept
 AGREEMENTS = 2  # ways in which an image and a caption are compared: prediction, neighbours
 _RIDGE = 0.3
 _SHRINK = 8.0  # of the residual covariance towards a sphere
+_LEAST_SPHERE = 1e-9  # where captions do not scatter at all
 _ROUNDS = 2  # of weighing pairs by trust
 _LEAST_TRUST = 1e-3
-_APART = 1009  # captions between one and the one that stands for a mismatch
+_APART = 1009  # captions between one and the one that stands for a mismatch; half of them all where they are few
 _EM_STEPS = 200
 _LEAST_WIDTH = 1e-3  # of a component, in cosines
 _NEIGHBOURS = 30
@@ -59,8 +61,9 @@ class CrawlMemory(nn.Module):
     places: Tensor  # [M, D]
     dual: Tensor  # [M, 384]
     without: Tensor  # [M, 384], unit: each image's prediction from the others
+    middle: Tensor  # [M, 384], unit: the mean of each image's own captions, by trust
     captions: Tensor  # [K, 384], unit, in the metric, those of one image together
-    trust: Tensor  # [K], chance that the pair is a match
+    trust: Tensor  # [K], 0 to 1
     first: Tensor  # int64 [M + 1], where an image's captions begin
     scale: Tensor  # [2, 2], mean and standard deviation of both agreements over pairs of the crawl
 
@@ -75,6 +78,7 @@ class CrawlMemory(nn.Module):
             "places": (images, DIRECTIONS),
             "dual": (images, TEXT_FEATURES),
             "without": (images, TEXT_FEATURES),
+            "middle": (images, TEXT_FEATURES),
             "captions": (captions, TEXT_FEATURES),
             "trust": (captions,),
         }
@@ -95,7 +99,7 @@ class CrawlMemory(nn.Module):
         places = memory.places.double()
         kernel = torch.exp(-_squared(places, places))
         trust = torch.ones(len(captions), dtype=torch.float64)
-        captions = captions.double()
+        captions, apart = captions.double(), min(_APART, len(captions) // 2)
         for round_ in range(_ROUNDS + 1):
             centre = _mean(captions, trust, torch.zeros_like(owner), 1)[0]
             centred = F.normalize(captions - centre, dim=1)
@@ -106,8 +110,10 @@ class CrawlMemory(nn.Module):
             target = _mean(seen, trust, owner, len(features))
             without = F.normalize(_left_out(target, solve, spared), dim=1)
             if round_ < _ROUNDS:
-                trust = _chance_of_match((without[owner] * seen).sum(1), (without[owner] * seen.roll(_APART, 0)).sum(1))
+                mismatched = (without[owner] * seen.roll(apart, 0)).sum(1)[owner != owner.roll(apart)]
+                trust = _chance_of_match((without[owner] * seen).sum(1), mismatched)
         found = {"centre": centre, "metric": metric, "dual": solve(target), "without": without, "captions": seen}
+        found["middle"] = F.normalize(target, dim=1)
         for name, value in {**found, "trust": trust}.items():
             getattr(memory, name).copy_(value)
         memory._measure_scale(features, owner)
@@ -121,9 +127,9 @@ class CrawlMemory(nn.Module):
         known = distance < _SAME
         vector = F.normalize(torch.exp(-squared) @ self.dual, dim=1)
         vector = torch.where(known[:, None], self.without[same], vector)
-        closeness = vector @ self.without.T
+        closeness = vector @ self.middle.T
         closeness[known, same[known]] = -torch.inf
-        best, near = closeness.topk(min(_NEIGHBOURS, len(self.without)), dim=1)
+        best, near = closeness.topk(min(_NEIGHBOURS, len(self.middle)), dim=1)
         weight = torch.exp((best - best[:, :1]) / _NEARNESS).nan_to_num(1.0)
         return View(vector, near, weight)
 
@@ -134,8 +140,8 @@ class CrawlMemory(nn.Module):
     def agreements(self, view: View, captions: Tensor, image_index: Tensor) -> Tensor:
         """How `seen` captions [N, 384] agree with their images, [N, 2], in standard deviations over the crawl.
 
-        First with the predicted caption, then with the captions of the images that are predicted alike: the best of
-        each such image, by nearness and trust.
+        First with the predicted caption, then with the captions of those images whose captions lie near the
+        prediction: the best of each such image, by nearness and trust.
         """
         predicted = (view.vector[image_index] * captions).sum(1)
         around = torch.zeros_like(predicted)
@@ -185,9 +191,10 @@ def _principal(rows: Tensor) -> Tensor:
     few = len(rows) < rows.shape[1]
     values, vectors = torch.linalg.eigh(rows @ rows.T if few else rows.T @ rows)
     values, vectors = values.flip(0)[:DIRECTIONS], vectors.flip(1)[:, :DIRECTIONS]
+    there = values > 1e-9 * values[0]
+    values, vectors = values[there], vectors[:, there]
     if few:
-        there = values > 1e-9 * values[0]
-        vectors = rows.T @ vectors[:, there] / values[there].sqrt()
+        vectors = rows.T @ vectors / values.sqrt()
     return vectors * torch.where(vectors.sum(0) < 0, -1.0, 1.0)  # of two opposite eigenvectors, always the same
 
 
@@ -219,8 +226,11 @@ def _chance_of_match(found: Tensor, mismatched: Tensor) -> Tensor:
     """Chance that each pair is a match, [K], from its cosine and the cosines of mismatches.
 
     Two normal components, that of mismatches fixed, the share and the shape of the other by EM: the local false
-    discovery rate of Efron (2004), subtracted from 1.
+    discovery rate of Efron (2004), subtracted from 1. Without mismatches, or where no pair looks like a match, all
+    are trusted alike.
     """
+    if not len(mismatched):
+        return torch.ones_like(found)
     middle, width = mismatched.mean(), mismatched.std(correction=0).clamp(min=_LEAST_WIDTH)
     wrong = torch.distributions.Normal(middle, width)
     share, high, spread = torch.tensor(0.5), found.quantile(0.9), width
@@ -229,16 +239,19 @@ def _chance_of_match(found: Tensor, mismatched: Tensor) -> Tensor:
         # below the typical mismatch nothing is a better match
         odds = [right.log_prob(at) - wrong.log_prob(at) for at in (found, found.clamp(min=middle))]
         chance = torch.sigmoid(torch.logit(share) + torch.minimum(*odds))
+        if not chance.any():
+            return torch.ones_like(found)
         share = chance.mean().clamp(0.01, 0.99)
         high = (chance * found).sum() / chance.sum()
         spread = ((chance * (found - high) ** 2).sum() / chance.sum()).sqrt()
-    return (chance ** (1 - share)).clamp(_LEAST_TRUST)
+    return chance.clamp(_LEAST_TRUST)
 
 
 def _metric(residual: Tensor, weight: Tensor) -> Tensor:
     """Inverse square root of the shrunk residual covariance, [384, 384]."""
     covariance = (residual * weight[:, None]).T @ residual / weight.sum()
-    covariance += _SHRINK * covariance.trace() / len(covariance) * torch.eye(len(covariance))
+    sphere = (_SHRINK * covariance.trace() / len(covariance)).clamp(min=_LEAST_SPHERE)
+    covariance += sphere * torch.eye(len(covariance))
     values, vectors = torch.linalg.eigh(covariance)
     metric = vectors @ torch.diag(values**-0.5) @ vectors.T
     return metric / metric.diagonal().mean()

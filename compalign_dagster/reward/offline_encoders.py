@@ -60,7 +60,8 @@ class Encoders:
         def compute(places: list[int]) -> np.ndarray:
             if self._image_net is None:
                 self._image_net = ImageNet()
-            return self._image_net.to(batch.device)(batch[places]).cpu().numpy()
+            with torch.autocast(batch.device.type, enabled=False):  # what is kept serves every precision
+                return self._image_net.to(batch.device)(batch[places]).cpu().numpy()
 
         return torch.from_numpy(self.image_memory.lookup(keys, compute)).to(batch.device)
 
@@ -69,7 +70,8 @@ class Encoders:
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in captions]
 
         def compute(places: list[int]) -> np.ndarray:
-            return self.text_net.to(device)([captions[place] for place in places]).cpu().numpy()
+            with torch.autocast(torch.device(device).type, enabled=False):
+                return self.text_net.to(device)([captions[place] for place in places]).cpu().numpy()
 
         return torch.from_numpy(self.text_memory.lookup(keys, compute)).to(device)
 

@@ -4,6 +4,7 @@ The words are those of transformers' `preprocessor_config.json`, and the pixels 
 processors; torchvision is not needed. What does not belong here: decoding, and the network.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,9 +111,10 @@ def _check(given: Mapping[str, Any], how: Mapping[str, Any]) -> None:
     for name in ("do_resize", "do_rescale", "do_normalize"):
         if not given.get(name, True):
             raise _cannot(name, given[name])
-    if given.get("do_pad") or abs(given.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        raise _cannot("rescale_factor and do_pad", (given.get("rescale_factor"), given.get("do_pad")))
-    if min(how["image_std"]) <= 0:
+    factor = given.get("rescale_factor", 1 / 255)
+    if given.get("do_pad") or not isinstance(factor, int | float) or abs(factor - 1 / 255) > 1e-9:
+        raise _cannot("rescale_factor and do_pad", (factor, given.get("do_pad")))
+    if not all(0 < part < math.inf for part in how["image_std"]):
         raise _cannot("image_std", how["image_std"])
     if how["size"].get("shortest_edge", _MOST_SIDE) < side_of(how):
         raise _cannot("crop_size", how["crop_size"])

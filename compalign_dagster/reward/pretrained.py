@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
-from compalign_dagster.reward.manifest import REMOTE_CODE
+from compalign_dagster.reward.manifest import asks_for_code
 
 TOKENIZER, HEAD = "tokenizer", "head.safetensors"  # parts of a model folder, beside the network's own
 PREPROCESSING = "preprocessor_config.json"
@@ -82,7 +82,7 @@ def descriptions(source: Source) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{name} is nested too deeply") from error
         if not isinstance(found[name], dict):
             raise ValueError(f"{name} is no JSON object")
-        asked = sorted(set(_names(found[name])) & REMOTE_CODE)
+        asked = sorted(key for key, value in _entries(found[name]) if asks_for_code(key, value))
         if asked:
             raise InputError(
                 f"pretrained model {source.name}",
@@ -198,13 +198,13 @@ def _read(cls: Any, source: Source, **more: Any) -> tuple[Any, dict[str, Any]]:
     )
 
 
-def _names(value: Any) -> Iterator[str]:
-    """All keys of nested JSON."""
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """All keys of nested JSON with their values."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
-            yield from item
+            yield from item.items()
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item

@@ -33,12 +33,12 @@ class Reason:
     @classmethod
     def given(cls, by: str | None, why: str) -> "Reason":
         """`by`, or whoever runs this process. `InputError` for a reason that says nothing."""
-        by, why = (" ".join(text.split())[:_MOST_CHARACTERS] for text in (by or os_user(), why))
+        by, why = (" ".join(text.split())[:_MOST_CHARACTERS] for text in (by or "", why))
         if not why:
             raise InputError(
                 "reason of a promotion", expected="a sentence", found="nothing", remedy="Say why: it is recorded."
             )
-        return cls(by, why)
+        return cls(by or os_user(), why)
 
 
 def os_user() -> str:

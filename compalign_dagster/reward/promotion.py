@@ -23,6 +23,7 @@ Claim = tuple[str, bool, str]
 class Gate:
     """Bounds. Intervals are of 95 %, over held-out images; -1 and 1 ask for nothing."""
 
+    min_images: int = 20  # held out; a handful that is all right or all wrong has an interval of no width
     min_preference_accuracy: float = 0.5  # least lower end
     min_cross_image_auc: float = 0.6  # least lower end
     min_gain: float = 0.0  # least lower end of the reward's preference accuracy minus that of each other scorer
@@ -41,11 +42,12 @@ def claims(
     gate = gate or Gate()
     evidence = metrics.get("evidence") or {}
     return [
+        _enough(metrics.get("test_images"), gate.min_images),
         _above(metrics, "preference_accuracy", gate.min_preference_accuracy, "agreement with people"),
         _above(metrics, "cross_image_auc", gate.min_cross_image_auc, "tells matched from mismatched across images"),
         _across_images(metrics),
         *_gains(evidence.get("scorers") or {}, gate.min_gain),
-        *([_promoted(against, gate.min_gain)] if against is not None else []),
+        *(_promoted(against, gate) if against is not None else ()),
         _calibrated(evidence.get("calibration") or {}, gate.max_ece),
         *_shortcuts(evidence.get("shortcuts") or {}, gate.told),
         _not_stuck(metrics),
@@ -62,6 +64,13 @@ def figure(estimate: Mapping[str, Any], sign: str = "") -> str:
     """An estimate in words."""
     value, low, high = (f"{estimate[name]:{sign}.3f}" for name in ("value", "low", "high"))
     return f"{value}, 95 % interval {low} to {high}, n = {estimate['n']:,}"
+
+
+def _enough(images: Any, least: int, what: str = "held-out images") -> Claim:
+    claim = f"at least {least} {what}"
+    if type(images) is not int or images < least:
+        return claim, False, f"Only {images or 0} {what}; at least {least} are needed, or intervals mean nothing."
+    return claim, True, f"{images:,} images"
 
 
 def _above(metrics: Mapping[str, Any], name: str, least: float, meaning: str) -> Claim:
@@ -82,23 +91,33 @@ def _across_images(metrics: Mapping[str, Any]) -> Claim:
 
 def _gains(scorers: Mapping[str, Any], least: float) -> Iterator[Claim]:
     """The reward against every score that stands beside it, on the same comparisons of the same images."""
+    absent = {name for name in _OF_THE_BACKBONE if _absent((scorers.get(name) or {}).get("preference_accuracy"))}
+    excused = absent if len(absent) < len(_OF_THE_BACKBONE) else set()  # without any there is nothing to be better than
     for name in sorted({*BASELINES, *scorers} - {"reward"}, key=lambda name: (name not in BASELINES, name)):
         claim = f"agrees with people more than {name}: gain above {least:+g}"
         entry = scorers.get(name) or {}
-        own = entry.get("preference_accuracy")
         if least <= -1:
             yield claim, True, "not asked for"
-        elif name in _OF_THE_BACKBONE and isinstance(own, Mapping) and own.get("value") is None:
+        elif name in excused:
             yield claim, True, "the backbone has no such score"
         else:
             yield _gain(claim, entry.get("reward_minus_this"), least, name)
 
 
-def _promoted(against: Mapping[str, Any], least: float) -> Claim:
-    claim = f"agrees with people more than the promoted model: gain above {least:+g}"
-    if least <= -1:
-        return claim, True, "not asked for"
-    return _gain(claim, against.get("gain"), least, f"the promoted model {str(against.get('model_version'))[:12]}")
+def _absent(own: Any) -> bool:
+    """Whether a scorer's own figure says that the backbone has no such score; one that is missing says nothing."""
+    return isinstance(own, Mapping) and own.get("value") is None
+
+
+def _promoted(against: Mapping[str, Any], gate: Gate) -> Iterator[Claim]:
+    claim = f"agrees with people more than the promoted model: gain above {gate.min_gain:+g}"
+    if gate.min_gain <= -1:
+        yield claim, True, "not asked for"
+        return
+    other = f"the promoted model {str(against.get('model_version'))[:12]}"
+    yield _gain(claim, against.get("gain"), gate.min_gain, other)
+    if _whole(against.get("gain")):
+        yield _enough(against.get("images"), gate.min_images, "images held out for the promoted model too")
 
 
 def _gain(claim: str, estimate: Any, least: float, other: str) -> Claim:

@@ -104,15 +104,10 @@ def _train(
 ) -> Trained:
     started = time.monotonic()
     seed_everything(config.seed)
-    splits = {split: judged_images(data, split, config.labeler_weights) for split in ("train", "validation", "test")}
-    counts = _count(splits)
-    if not counts["train_comparisons"]:
-        raise InputError(
-            "training data",
-            expected="at least one untied comparison of an image in the training split",
-            found=f"{len(splits['train'])} images, none of them",
-            remedy="Add judgements; images are split 80/10/10.",
-        )
+    splits = {split: judged_images(data, split, config.labeler_weights) for split in ("train", "validation")}
+    splits["test"] = judged_images(data, "test")  # the same questions to every model, whomever it learned from
+    _count(splits)
+    _refuse_no_joint_space(config)
     model = backbone(config.backbone).build(config, data).to(accelerator.device)
     images = loader_for(model, data.shards, config.cache_mib)
     leading = accelerator.is_main_process
@@ -120,6 +115,7 @@ def _train(
         split: _readable(found, images, progress) if leading or split == "train" else []
         for split, found in splits.items()
     }
+    counts = _count(splits)
     pairs = _crawl(config, model, images, data, counts, progress)
     if model.reads_crawl and pairs:
         drawn = Order(len(pairs), config.crawl_pairs, config.seed).at(0)
@@ -161,6 +157,18 @@ def _train(
     seconds = time.monotonic() - started
     logger.info("trained %s in %.0f s", model.name, seconds)
     return Trained(model, metrics, record, seconds, before, kept)
+
+
+def _refuse_no_joint_space(config: RewardConfig) -> None:
+    """Raise `InputError` where the joint loss is asked of a backbone that has none."""
+    for setting in ("pretrain_steps", "joint_weight"):
+        if getattr(config, setting) and backbone(config.backbone).joint_loss is RewardModel.joint_loss:
+            raise InputError(
+                f"reward setting {setting!r}",
+                expected=f"0 for the backbone {config.backbone}, which trains no joint space",
+                found=str(getattr(config, setting)),
+                remedy="Leave it out, or choose another backbone.",
+            )
 
 
 def _crawl(
@@ -226,6 +234,14 @@ def _readable(found: list[JudgedImage], images: ImageLoader, progress: Progress)
 
 
 def _count(splits: Mapping[str, list[JudgedImage]]) -> dict[str, int]:
+    """What there is to learn from and to measure by. `InputError` where nothing can be learned."""
+    if not any(image.better for image in splits["train"]):
+        raise InputError(
+            "training data",
+            expected="at least one untied comparison of a readable image in the training split",
+            found=f"{len(splits['train'])} images, none of them",
+            remedy="Add judgements; images are split 80/10/10.",
+        )
     counts = {}
     for split, found in splits.items():
         counts[f"{split}_images"] = len(found)

@@ -94,30 +94,25 @@ def _led(
     from accelerate.utils import patch_environment
 
     port = _free_port()
+    ready = torch.multiprocessing.get_context("spawn").Semaphore(0)
     workers: Any = torch.multiprocessing.start_processes(
         _worker,
-        (port, config, device, follow, arguments),
+        (ready, port, config, device, follow, arguments),
         nprocs=config.processes - 1,
         join=False,
         daemon=True,
         start_method="spawn",
     )
     try:
+        _all_started(workers.processes, ready)
         with patch_environment(**_place(0, config.processes, port)):
             accelerator = _accelerator(config, device)
             return lead(accelerator)
     except RuntimeError as error:  # what torch.distributed raises when it has lost a process
         for process in workers.processes:
             process.join(_LAST_WORDS)
-        gone = [(at + 1, process.exitcode) for at, process in enumerate(workers.processes) if process.exitcode]
-        if not gone:
-            raise
-        raise CompalignError(
-            f"training process {gone[0][0]} of {config.processes}",
-            expected="it to train to the end",
-            found=f"exit code {gone[0][1]}",
-            remedy="Its own error is above. Give each process more memory, or train with fewer.",
-        ) from error
+        _refuse_dead(workers.processes, error)
+        raise
     finally:
         for process in workers.processes:
             process.join(_LAST_WORDS if sys.exc_info()[0] is None else 0)
@@ -126,9 +121,37 @@ def _led(
             torch.distributed.destroy_process_group()
 
 
+def _all_started(processes: list[Any], ready: Any) -> None:
+    """Wait until every worker can meet the others; for one that never comes rank 0 would wait half an hour."""
+    for _ in processes:
+        while not ready.acquire(timeout=1):
+            _refuse_dead(processes)
+
+
+def _refuse_dead(processes: list[Any], error: Exception | None = None) -> None:
+    for at, process in enumerate(processes, start=1):
+        if process.exitcode:
+            raise CompalignError(
+                f"training process {at} of {len(processes) + 1}",
+                expected="it to train to the end",
+                found=f"exit code {process.exitcode}",
+                remedy="Its own error is above. A script must train below `if __name__ == '__main__':`. Otherwise give "
+                "each process more memory, or train with fewer.",
+            ) from error
+
+
 def _worker(
-    index: int, port: int, config: RewardConfig, device: str, follow: Callable[..., None], arguments: tuple[Any, ...]
+    index: int,
+    ready: Any,
+    port: int,
+    config: RewardConfig,
+    device: str,
+    follow: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
+    import accelerate  # noqa: F401 - before it says that it is ready
+
+    ready.release()
     logging.getLogger("compalign_dagster").setLevel(logging.ERROR)  # rank 0 says the same
     os.environ.update(_place(index + 1, config.processes, port))
     follow(_accelerator(config, device), *arguments)

@@ -21,7 +21,6 @@ from compalign_dagster.scoring.sampling import Sample, places_of
 from compalign_dagster.statistics import Estimate, bootstrap_over, kendall_tau_b, spearman
 
 CODE_VERSION = 1  # raise it when the same models and crawl give another sample or other figures
-PAIRS_DRAWN = 2000
 REST = "*"  # the budget of corpora without a fraction of their own
 ENTERS, LEAVES, STAYS, OUT = "enters", "leaves", "stays", "stays out"
 _BINS = 40

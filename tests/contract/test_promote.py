@@ -310,4 +310,7 @@ def test_who_decides_is_known_even_where_the_user_has_no_name(monkeypatch):
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr(getpass, "getuser", nameless)
-    assert promoted.Reason.given(None, " for\n a reason ") == promoted.Reason(f"uid {os.getuid()}", "for a reason")
+    for nobody in (None, "", " \n"):
+        assert promoted.Reason.given(nobody, " for\n a reason ") == promoted.Reason(
+            f"uid {os.getuid()}", "for a reason"
+        )

@@ -32,7 +32,7 @@ class ColourReward(RewardModel):
     """2 for "a red square" on a red square, 1 for another colour, 0 for other talk.
 
     `sees`: 1 sees the colours, -1 likes the wrong one, 0 does not look. `offset` adds as much as that for each
-    image, which leaves every comparison within an image as it is.
+    image, which leaves every comparison within an image as it is. Its cosine sees nothing.
     """
 
     name = "colours"
@@ -57,7 +57,8 @@ class ColourReward(RewardModel):
 
     def forward(self, image_states: torch.Tensor, captions: Any, image_index: torch.Tensor) -> Outputs:
         reward = [self._reward(image_states[at, 0], text) for at, text in zip(image_index, captions, strict=True)]
-        return Outputs.of(torch.stack(reward) if reward else torch.zeros(0))
+        found = torch.stack(reward) if reward else torch.zeros(0)
+        return Outputs.of(found, cosine=torch.zeros_like(found))
 
     def heads(self, image_states: torch.Tensor, captions: Any, image_index: torch.Tensor) -> torch.Tensor:
         return self(image_states, captions, image_index).reward[:, None].expand(-1, interface.HEADS)

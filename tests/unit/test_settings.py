@@ -1,7 +1,8 @@
 import pytest
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.settings import PROFILES, Settings, load, table_markdown
+from compalign_dagster.profiles import PROFILES
+from compalign_dagster.settings import Settings, load, table_markdown
 from tests.conftest import ROOT
 
 

@@ -51,11 +51,12 @@ def test_the_gate_refuses_a_bad_model_and_passes_a_good_one(here, pipeline):
     assert "every claim of the promotion gate" in "".join(failures(refused))
     assert decisions.current(here.store, "promoted_model") is None
     good = here.train(ColourReward())
-    passed = run(pipeline, "promote_model", reason="it sees colours", by="a curator")
+    passed = run(pipeline, "promote_model", reason="it sees ![x](http://evil) | colours", by="a curator")
     assert passed.success, failures(passed)
     told = metadata_of(passed, "promoted_model")
     assert told["model_version"] == good.facts["model_version"]
-    assert (told["by"], told["why"], told["promotion"]) == ("a curator", "it sees colours", 1)
+    assert (told["by"], told["why"], told["promotion"]) == ("a curator", "it sees ![x](http://evil) | colours", 1)
+    assert r"it sees !\[x\](http://evil) \| colours" in told["history"]
     assert "rewards compare across images" in told["claims"]
     assert "| 1 |" in told["history"] and "a curator" in told["history"]
 
@@ -91,6 +92,8 @@ def test_a_shadow_run_before_and_after_the_first_promotion_and_a_roll_back(here,
     assert artifact.facts["report"]["population"] == 48
     assert not run(pipeline, "promote_model").success
     assert not run(pipeline, "roll_back_model").success, "there is nothing before the first"
+    both = run(pipeline, "promote_model", roll_back=True, model=first.facts["model_version"][:12])
+    assert "roll_back, or a model to promote" in "".join(failures(both))
     assert decisions.current(here.store, "promoted_model").version == 1
 
 

@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.evaluation import crossval
 from compalign_dagster.evaluation.crossval import cross_validate, fold_tables, out_of_fold
+from compalign_dagster.reward.blip import TinyBlipReward
 from tests.support.tiny_reward import tiny_config, tiny_data
 
 pytestmark = [pytest.mark.slow]
@@ -69,3 +71,28 @@ def test_further_judgements_are_scored_and_not_learned_from(data):
     found = out_of_fold(tiny_config(), replace(data, images=half), folds=2, scored=data)
     assert len(found.held.images) == 24
     assert len(found.probabilities) == len(found.held.rows)
+
+
+def test_no_fold_learns_from_crawl_pairs_of_an_image_that_it_scores(data, monkeypatch):
+    """Nor from those of images that are only scored: their judgements are not in the training data."""
+    given = []
+
+    def learn(self, images, pairs, *, progress):
+        given.append({place for place, _ in pairs})
+
+    monkeypatch.setattr(TinyBlipReward, "reads_crawl", True)
+    monkeypatch.setattr(TinyBlipReward, "learn_crawl", learn)
+    names = ("shard", "image_offset", "image_length")
+    pair = data.crawl.slice(0, 1).to_pylist()[0]
+    rows = [
+        {**pair, **{name: row[name] for name in names}, "image_sha256": row["image_id"]}
+        for row in data.images.to_pylist()
+    ]
+    crawl = pa.Table.from_pylist(rows, data.crawl.schema)
+    config = tiny_config(pretrain_steps=0, joint_weight=0.0)
+    out_of_fold(config, replace(data, images=data.images.slice(0, 12), crawl=crawl), folds=2, scored=data)
+    assert len(given) == 2
+    for learned, images in zip(given, fold_tables(data.images, 2, seed=config.seed), strict=True):
+        assert learned
+        scored = [row for row in images.to_pylist() if row["split"] == "test"]
+        assert not learned & {tuple(row[name] for name in names) for row in scored}

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from compalign_dagster.reward.card import model_card
 from compalign_dagster.reward.config import sources
@@ -132,6 +133,20 @@ def test_what_was_not_measured_is_said_to_be_so(tmp_path):
     assert not ModelCard(card).data.eval_results
     lost = {**good(), "evidence": {**good()["evidence"], "shortcuts": {"x": {"passed": False}}}}
     assert "| x | FAILED |" in model_card(manifest, lost, {})
+
+
+HOSTILE = "![x](http://evil/x.png) `a` | <img src=x> *b*\n# c"
+
+
+def test_nothing_that_people_or_a_crawl_wrote_is_markup_in_a_card():
+    manifest = Manifest("blip-tiny", tiny_config(model=HOSTILE).as_dict(), {}, {"pretrained": {"model": HOSTILE}})
+    record = {"data": {"guideline_versions": [HOSTILE]}, "labeler_weights": {HOSTILE: 0.5}}
+    shown = MarkdownIt("commonmark").enable("table").render(model_card(manifest, {}, record))
+    assert shown.count("evil") == 4
+    assert not re.search(r"<(img|em|a)\b", shown)
+    assert "<h1>c" not in shown
+    bare = MarkdownIt("commonmark").enable("table").render(f"| a |\n| --- |\n| {HOSTILE} |")
+    assert "<img" in bare, "the planted bug: text as it came"
 
 
 def test_equal_models_have_equal_cards(saved, tmp_path):

@@ -24,6 +24,7 @@ def test_a_configuration_survives_its_own_dictionary():
     ("settings", "said"),
     [
         ({"backbone": "clip"}, "'clip'"),
+        ({"backbone": ["offline"]}, "backbone.*'offline'"),
         ({"stepps": 3}, "'stepps'"),
         ({"steps": 0}, "'steps'.*at least 1"),
         ({"steps": "many"}, "'steps'.*'many'"),

@@ -330,6 +330,8 @@ def test_the_head_reads_how_image_and_caption_agree_and_neither_alone():
     [
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
         ({"x": [{"trust_remote_code": True}]}, "trust_remote_code"),
+        ({"attn_implementation": "evil/kernel"}, "attn_implementation"),
+        ({"text_config": {"_attn_implementation": {"": "evil/kernel@main:run"}}}, "_attn_implementation"),
     ],
 )
 def test_a_model_that_asks_to_run_its_own_code_is_refused_before_anything_is_loaded(
@@ -349,7 +351,7 @@ def test_the_planted_bug_of_not_looking_at_descriptions_is_noticed(tmp_path, mon
     source = tiny_dual("clip", tmp_path, CAPTIONS)
     described = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(described | {"auto_map": {"AutoModel": "evil.M"}}))
-    monkeypatch.setattr("compalign_dagster.reward.pretrained.REMOTE_CODE", frozenset())
+    monkeypatch.setattr("compalign_dagster.reward.pretrained.asks_for_code", lambda key, value: False)
     assert built(source).name == "dual"
 
 

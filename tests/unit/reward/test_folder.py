@@ -205,6 +205,24 @@ def test_json_that_asks_for_remote_code_is_refused_even_if_listed(folder, name, 
     assert name in said
 
 
+def test_an_attention_kernel_of_the_hub_is_refused_even_if_listed_and_a_built_in_one_is_not(folder):
+    path = folder / "blip/config.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "attn_implementation": "eager"}))
+    reseal(folder)
+    load_model(folder)
+    path.write_text(json.dumps({**value, "text_config": {"attn_implementation": "evil/kernel"}}))
+    reseal(folder)
+    assert "attn_implementation" in refusal(folder)
+
+
+@pytest.mark.parametrize("backbone", [[], {}, 1, None])
+def test_a_backbone_that_is_no_name_is_refused(folder, backbone):
+    body = json.loads((folder / "model.json").read_bytes())
+    (folder / "model.json").write_bytes(Manifest(backbone, body["config"], body["files"], body["about"]).as_bytes())
+    assert "what training wrote" in refusal(folder)
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": NaN', b"\xff\xfe", ""])
 def test_json_that_is_none_is_refused_even_if_listed(folder, text):
     (folder / "tokenizer/tokenizer_config.json").write_bytes(text if isinstance(text, bytes) else text.encode())

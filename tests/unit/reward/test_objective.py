@@ -215,6 +215,13 @@ def test_validation_does_not_depend_on_how_the_split_is_cut(model, data):
         assert getattr(small, name) == pytest.approx(getattr(large, name), abs=1e-5), name
 
 
+def test_an_image_that_is_left_alone_in_a_group_does_not_dilute_the_anchors(model, data):
+    split = judged_images(data, "train")[:5]
+    chosen = objective(model, data, split, batch_images=4, hard_negatives=0.0)
+    assert chosen.validate(split).anchor == pytest.approx(chosen.validate(split[:4]).anchor, abs=1e-6)
+    assert math.isnan(chosen.validate(split[:1]).anchor)
+
+
 def test_a_validation_without_ratings_has_no_figure_for_them(model, data, tmp_path):
     split = judged_images(tiny_data(tmp_path), "validation")
     found = objective(model, data, split).validate(split).as_dict()
@@ -243,3 +250,12 @@ def test_a_head_that_is_not_trained_may_be_constant(model, data, train, monkeypa
     plain = model.heads
     monkeypatch.setattr(model, "heads", lambda *args: plain(*args) * torch.tensor([1, 1, 1, 1, 0]))
     objective(model, data, train).check_spread(train[:8])
+
+
+def test_an_infinite_validation_loss_is_named_and_never_kept_as_the_best(model, data, train, monkeypatch):
+    def endless(rewards, batch):
+        return rewards.sum() * 0 + torch.inf
+
+    monkeypatch.setattr("compalign_dagster.reward.objective.preference_loss", endless)
+    with pytest.raises(CompalignError, match="validation of a reward model: expected a finite loss"):
+        objective(model, data, train).validate(train)

@@ -64,6 +64,7 @@ def model(monkeypatch):
 # the model
 
 STRANGER = 5000  # an image of no kind
+COPY = 5001  # the same image at another place
 
 
 def learned(model, pairs):
@@ -81,6 +82,7 @@ def learned(model, pairs):
 def kind_features(number):
     """Frozen features of image `number`: its kind's, and a little of its own."""
     kinds = torch.rand(4, 2560, generator=torch.Generator().manual_seed(1))
+    number = STRANGER if number == COPY else number
     own = torch.rand(2560, generator=torch.Generator().manual_seed(100 + number))
     if number == STRANGER:
         return own
@@ -120,6 +122,16 @@ def test_a_pairs_reward_does_not_depend_on_the_other_pairs(wise):
     torch.testing.assert_close(alone, among)
 
 
+def test_a_training_in_bf16_sees_the_same_agreements(wise):
+    pairs = states(0, 1, 1001), ["kind 0", "kind 1", "kind 2"], torch.tensor([0, 1, 2])
+    plain = wise(*pairs)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = wise(*pairs)
+        assert torch.isfinite(wise.heads(*pairs)).all()
+    torch.testing.assert_close(half.cosine, plain.cosine, atol=0, rtol=0)
+    torch.testing.assert_close(half.label_free, plain.label_free, atol=0, rtol=0)
+
+
 def test_the_memory_learns_right_pairs_although_most_pairs_are_wrong(wise):
     captions = [f"kind {which}" for which in range(4)]
     for score in ("cosine", "label_free"):
@@ -138,18 +150,32 @@ def test_pairs_that_agree_with_the_crawl_are_trusted_more_than_those_that_do_not
     assert np.mean(trust["right"]) > 0.6 > 0.2 > np.mean(trust["wrong"])
 
 
-def test_an_image_that_was_learned_from_is_scored_without_itself(model, monkeypatch):
-    """An image like no other, with a caption like no other that is trusted: only itself can vouch for the two."""
+def strange_gain(wise):
+    """What a caption like no other gains on an image like no other: only that pair itself can vouch for the two."""
+    found = wise(states(STRANGER), ["a sentence of its own", "another sentence"], torch.tensor([0, 0])).label_free
+    return float(found[0] - found[1])
+
+
+@pytest.fixture
+def all_trusted(monkeypatch):
     monkeypatch.setattr(offline_crawl, "_chance_of_match", lambda found, mismatched: torch.ones_like(found))
+
+
+def test_an_image_that_was_learned_from_is_scored_without_itself(model, all_trusted, monkeypatch):
     wise = learned(model, [*noisy_crawl(wrong=0.0), (STRANGER, "a sentence of its own")])
-
-    def gain():
-        found = wise(states(STRANGER), ["a sentence of its own", "another sentence"], torch.tensor([0, 0])).label_free
-        return float(found[0] - found[1])
-
-    assert gain() < 0.5
+    assert strange_gain(wise) < 0.5
     monkeypatch.setattr(offline_crawl, "_SAME", -1.0)  # the planted bug: it is looked at with itself
-    assert gain() > 1
+    assert strange_gain(wise) > 1
+
+
+def test_a_copy_of_an_image_elsewhere_in_the_crawl_does_not_vouch_for_it(model, all_trusted, monkeypatch):
+    own = "a sentence of its own"
+    pairs = [*noisy_crawl(wrong=0.0), (STRANGER, own), (COPY, own)]
+    wise = learned(model, pairs)
+    assert len(wise.crawl.places) == 241
+    assert strange_gain(wise) < 0.5
+    monkeypatch.setattr(offline, "_distinct", lambda features: (features, list(range(len(features)))))
+    assert strange_gain(learned(model, pairs)) > 1  # the planted bug: each copy is an image of its own
 
 
 def test_learning_a_crawl_repeats_and_does_not_depend_on_the_order_of_pairs(model):
@@ -164,6 +190,42 @@ def test_a_crawl_of_one_image_is_learned_without_a_number_that_is_none(model):
     found = learned(model, [(0, "one"), (0, "two")])(states(0, 5), ["one", "three"], torch.tensor([0, 1]))
     assert torch.isfinite(found.reward).all()
     assert torch.isfinite(found.label_free).all()
+
+
+@pytest.mark.parametrize("images", [2, 3, 20])
+@pytest.mark.parametrize("captions", ["of their own", "all the same", "of two kinds"])
+@pytest.mark.parametrize("pictures", ["of their own", "all the same", "without features"])
+def test_a_small_or_monotonous_crawl_is_learned_without_a_number_that_is_none(images, captions, pictures):
+    draw = torch.Generator().manual_seed(images)
+    kinds = {"of their own": images, "all the same": 1, "of two kinds": 2}[captions]
+    vectors = torch.nn.functional.normalize(torch.randn(kinds, 384, generator=draw), dim=1)
+    vectors = vectors[torch.arange(images) % kinds]
+    features = torch.rand(1 if pictures == "all the same" else images, 2560, generator=draw).expand(images, -1)
+    features = features * (pictures != "without features")
+    memory = offline_crawl.CrawlMemory.learn(features, vectors, torch.arange(images))
+    for name, values in memory.named_buffers():
+        assert torch.isfinite(values).all(), name
+    stranger = torch.rand(1, 2560, generator=draw)
+    view = memory.view(torch.cat([features[:1], stranger]))
+    found = memory.agreements(view, memory.seen(torch.cat([vectors[:1], -vectors[:1]])), torch.tensor([0, 1]))
+    assert torch.isfinite(found).all()
+
+
+def test_a_mismatch_is_a_caption_of_another_image_whatever_the_size_of_the_crawl(monkeypatch):
+    """In a crawl of as many captions as lie between one and its mismatch, that would be the caption itself."""
+    met = []
+    monkeypatch.setattr(offline_crawl, "_APART", 11)
+    monkeypatch.setattr(
+        offline_crawl, "_chance_of_match", lambda found, wrong: met.append((found, wrong)) or torch.ones_like(found)
+    )
+    draw = torch.Generator().manual_seed(0)
+    for images, each in ((11, 1), (6, 2), (40, 2)):
+        owner = torch.arange(images).repeat_interleave(each)
+        vectors = torch.nn.functional.normalize(torch.randn(images, 384, generator=draw)[owner], dim=1)
+        offline_crawl.CrawlMemory.learn(torch.rand(images, 2560, generator=draw), vectors, owner)
+        found, wrong = met.pop()
+        assert len(wrong) == len(found)
+        assert not torch.isclose(found, wrong).any()
 
 
 def test_images_beyond_the_limit_are_drawn_by_seed(monkeypatch):

@@ -85,6 +85,8 @@ def test_an_endless_ribbon_is_cut_before_it_is_enlarged():
         {"size": {"height": 100_000, "width": 100_000}},
         {"size": 24, "do_rescale": False},
         {"size": 24, "rescale_factor": 1.0},
+        {"size": 24, "rescale_factor": None},
+        {"size": 24, "image_std": [0.5, float("nan"), 0.5]},
         {"size": 24, "do_pad": True},
         {"size": 24, "image_mean": [0.5]},
         {"size": 24, "image_mean": 0.5},

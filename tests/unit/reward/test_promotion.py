@@ -3,9 +3,11 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compalign_dagster.reward.promotion import BASELINES, SHORTCUTS, Gate, claims, judge
+from compalign_dagster.statistics import bootstrap_mean
 
 
 def estimate(low: float | None, half: float = 0.05, n: int = 200) -> dict[str, Any]:
@@ -26,6 +28,7 @@ def good() -> dict[str, Any]:
     }
     separation = {"within": estimate(0.85), "across": estimate(0.8), "kept": estimate(0.85)}
     return {
+        "test_images": 100,
         "preference_accuracy": estimate(0.6),
         "cross_image_auc": estimate(0.8),
         "reward_std": 1.0,
@@ -67,6 +70,8 @@ def test_a_model_with_good_figures_passes_and_every_claim_shows_one():
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
+        (changed("test_images", to=19), "Only 19 held-out images"),
+        (changed("test_images"), "Only 0 held-out images"),
         (changed("preference_accuracy", to=estimate(0.5)), "preference_accuracy"),
         (changed("preference_accuracy", to=estimate(float("nan"))), "preference_accuracy"),
         (changed("preference_accuracy"), "No held-out preference_accuracy"),
@@ -106,6 +111,26 @@ def test_a_score_that_the_backbone_lacks_is_not_asked_for(name):
     metrics = changed(*SCORERS, name, to={"preference_accuracy": NOTHING, "reward_minus_this": NOTHING})
     assert judge(metrics) == []
     assert "the backbone has no such score" in next(figure for claim, _, figure in claims(metrics) if name in claim)
+
+
+def test_a_model_without_any_label_free_score_is_refused_for_there_is_nothing_it_is_better_than():
+    metrics = good()
+    for name in ("cosine", "itm", "label_free"):
+        metrics["evidence"]["scorers"][name] = {"preference_accuracy": NOTHING, "reward_minus_this": NOTHING}
+    assert len(judge(metrics)) == 3
+
+
+def test_a_few_images_that_are_all_right_pass_no_gate_though_their_intervals_do():
+    """Three images out of three: every draw of them is the same, and one model in eight does it by chance."""
+    right = bootstrap_mean(np.ones(6), np.array([0, 0, 1, 1, 2, 2]), seed=7).as_dict()
+    assert right["low"] == right["high"] == 1.0
+    metrics = {**changed("preference_accuracy", to=right), "test_images": 3}
+    (reason,) = judge(metrics)
+    assert "Only 3 held-out images" in reason
+    assert judge(metrics, Gate(min_images=0)) == [], "the planted bug: intervals alone"
+    against = {"model_version": "ab" * 32, "images": 3, "gain": right}
+    (reason,) = judge(good(), against=against)
+    assert "Only 3 images held out for the promoted model too" in reason
 
 
 def test_figures_of_a_release_without_evidence_are_refused_by_name():

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from compalign_dagster.annotation.tables import CRITERIA, RANKS
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.fitting import averaged
 from compalign_dagster.reward.blip import BlipReward, TinyBlipReward
-from compalign_dagster.reward.config import CODE_VERSION
+from compalign_dagster.reward.config import CODE_VERSION, reward_config
 from compalign_dagster.reward.data import judged_images
 from compalign_dagster.reward.folder import load_model, model_version, save_model
 from compalign_dagster.reward.loading import loader_for, states_of
@@ -129,11 +130,46 @@ def test_no_untied_comparison_is_an_input_error(data):
         train(tiny_config(), type(data)(**{**vars(data), "comparisons": ties}))
 
 
+def test_images_that_do_not_decode_teach_nothing_and_are_not_counted(data):
+    def cut(rows):
+        table = data.images.from_pylist(rows, data.images.schema)
+        return type(data)(**{**vars(data), "images": table})
+
+    rows = data.images.to_pylist()
+    first = next(row for row in rows if row["split"] == "train")
+    one = train(tiny_config(), cut([{**row, "image_length": 20} if row is first else row for row in rows]))
+    assert one.record["counts"]["train_images"] == 23
+    assert one.record["counts"]["images_rejected"] == 1
+    with pytest.raises(InputError, match="of a readable image in the training split, found 0 images"):
+        train(tiny_config(), cut([{**row, "image_length": 20} for row in rows]))
+
+
+def test_labeler_weights_choose_who_is_learned_from_and_not_what_is_measured(data):
+    contrary = [
+        {"image_id": image_id, "labeler": "x", "better": "b", "worse": "a", "tie": False}
+        for image_id in data.images["image_id"].to_pylist()
+    ]
+    rows = data.comparisons.from_pylist(data.comparisons.to_pylist() + contrary, data.comparisons.schema)
+    argued = type(data)(**{**vars(data), "comparisons": rows})
+    found = {weight: train(tiny_config(labeler_weights={"x": weight}), argued) for weight in (0.0, 1.0)}
+    counts = {weight: trained.record["counts"] for weight, trained in found.items()}
+    assert [counts[weight]["train_comparisons"] for weight in found] == [3 * 24, 4 * 24]
+    assert [counts[weight]["test_comparisons"] for weight in found] == [4 * 3, 4 * 3]
+    assert found[0.0].metrics["preference_accuracy"]["n"] == found[1.0].metrics["preference_accuracy"]["n"] == 12
+
+
 def test_pretraining_without_a_crawl_is_an_input_error_and_without_pretraining_is_fine(data):
     empty = type(data)(**{**vars(data), "crawl": data.crawl.slice(0, 0)})
     with pytest.raises(InputError, match="crawl pairs"):
         train(tiny_config(), empty)
     assert train(tiny_config(pretrain_steps=0, joint_weight=0.0), empty).record["counts"]["train_images"] == 24
+
+
+@pytest.mark.parametrize("setting", [{"pretrain_steps": 3}, {"joint_weight": 0.5}])
+def test_a_backbone_without_a_joint_space_is_not_asked_to_train_one(data, setting):
+    (name,) = setting
+    with pytest.raises(InputError, match=f"{name}.*0 for the backbone offline"):
+        train(reward_config({"backbone": "offline", **setting}), data)
 
 
 def test_captions_beyond_the_limit_are_counted(data):
@@ -228,6 +264,23 @@ def test_a_process_that_dies_ends_the_training_with_its_exit_code():
         together(steps_until_dead, die_early, (), config=config, device="cpu")
     assert not torch.distributed.is_initialized()
     assert "WORLD_SIZE" not in os.environ
+
+
+class DiesWhenCopied:
+    """An argument that ends the process which unpickles it, as a script does that trains as soon as it is imported."""
+
+    def __reduce__(self):
+        return os._exit, (4,)
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_a_process_that_dies_before_it_meets_the_others_ends_the_training_at_once():
+    config = tiny_config(accumulation=2, processes=2)
+    started = time.monotonic()
+    with pytest.raises(CompalignError, match="training process 1 of 2: .* found exit code 4"):
+        together(steps_until_dead, die_early, (DiesWhenCopied(),), config=config, device="cpu")
+    assert time.monotonic() - started < 60, "not the half hour that a meeting may take"
 
 
 def test_more_processes_than_micro_batches_are_refused():
