@@ -189,9 +189,12 @@ def _crawl(
     usable = images.usable((place for place, _ in pairs), progress, "crawl images")
     pairs = [pair for pair in pairs if pair[0] in usable]
     counts["crawl_pairs"] = len(pairs)
-    if stepped and not pairs:
+    if not pairs:
         raise InputError(
-            "pre-training", expected="crawl pairs", found="none", remedy="Give shards, or set pretrain_steps 0."
+            f"what {model.name} learns from before it meets judgements",
+            expected="crawl pairs with readable images",
+            found="none",
+            remedy="Give shards of pairs that nobody judged; with pretrained weights, set pretrain_steps 0.",
         )
     return pairs
 
