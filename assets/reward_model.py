@@ -15,7 +15,7 @@ from assets.progress import logged
 from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.live import indexed_shards
+from compalign_dagster.crawl.live import earliest_indexed
 from compalign_dagster.reward.config import CODE_VERSION, RewardConfig, reward_config
 from compalign_dagster.reward.promotion import Gate, claims
 from compalign_dagster.settings import Settings
@@ -150,7 +150,7 @@ def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: S
     """The model of the newest annotations, trained unless it already was."""
     store, config = storage.store, config_from(settings)
     annotations = latest.require(store, keys.COCO_HF_ANNOTATIONS.to_user_string())
-    crawl = indexed_shards(store, FIRST_BATCH)
+    crawl = earliest_indexed(store)
     key = work_key(
         KIND,
         code_version=CODE_VERSION,
@@ -174,7 +174,7 @@ def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: S
         metrics = {**trained.metrics, "evidence": evidence}
         inputs = [annotations.as_input()]
         if crawl:
-            inputs.append(latest.require(store, keys.RAW_CRAWL.to_user_string(), FIRST_BATCH).as_input())
+            inputs.append(latest.require(store, keys.RAW_CRAWL.to_user_string(), crawl[0].batch).as_input())
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "model")
             save_model(trained.model, folder, metrics=metrics, record=trained.record)

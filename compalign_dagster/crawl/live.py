@@ -44,6 +44,19 @@ def indexed_shards(store: Store, batch: str | None = None) -> list[IndexedShard]
     return sorted(found, key=lambda shard: shard.shard)
 
 
+def earliest_indexed(store: Store) -> list[IndexedShard]:
+    """The indexed live shards of the earliest batch that has any, sorted by name.
+
+    What a reward model sees of the crawl: it stays the same while the crawl grows, and there is still one after
+    the first delivery was replaced.
+    """
+    for batch in sorted({key for key, _ in live_shards(read_log(store)).values()}):
+        found = indexed_shards(store, batch)
+        if found:
+            return found
+    return []
+
+
 def is_delivered(landing: Store, item: ShardStamp) -> bool:
     """Whether what lies in the landing folder now is the delivery that the batch log names."""
     try:

@@ -6,6 +6,7 @@ import pytest
 
 from compalign_dagster import latest
 from compalign_dagster.crawl.batches import read_log
+from compalign_dagster.crawl.live import earliest_indexed, indexed_shards
 from tests.support.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow
@@ -35,3 +36,17 @@ def test_a_touched_shard_is_indexed_again_and_not_scored_and_other_bytes_are(lea
     learned.must("land_batch")
     learned.score_and_filter("batch-00003")
     assert len(scored(learned)) > len(before), "the planted difference is seen"
+
+
+def test_a_model_can_be_trained_again_after_the_whole_first_batch_was_delivered_anew(learned):
+    """The new batch holds all that is live: its pairs are what the model sees of the crawl."""
+    learned.learn()
+    first = latest.require(learned.store, "reward_model")
+    for at, shard in enumerate(sorted((learned.settings.home / "landing").rglob("*.tar"))):
+        os.utime(shard, (1_000_000 + at, 1_000_000 + at))
+    learned.must("land_batch")
+    assert not indexed_shards(learned.store, "batch-00001")
+    learned.must("index_batch", "batch-00002")
+    learned.must("learn_reward")
+    assert latest.require(learned.store, "reward_model").data_version == first.data_version, "equal pairs, equal model"
+    assert earliest_indexed(learned.store)[0].batch == "batch-00002"
