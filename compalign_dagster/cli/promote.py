@@ -87,6 +87,10 @@ def _rehearse(settings: Settings, version: str | None) -> None:
     show_progress()
     storage, accelerator = Storage.from_settings(settings), Accelerator.from_settings(settings)
     model = promoted.candidate(storage.store, version)
+    now = promoted.in_force(storage.store)
+    if now is not None and now.value["model_version"] == model.facts["model_version"]:
+        click.echo(f"already promoted, nothing to rehearse: {_line(now)}")
+        return
     click.echo(f"model {model.facts['model_version'][:12]}, a rehearsal: nothing is decided")
     found = examine(storage, accelerator, settings, model)
     _show(found.claims)

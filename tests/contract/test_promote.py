@@ -265,6 +265,9 @@ def test_promoting_what_is_promoted_already_changes_nothing(here, promote):
     assert code == 0
     assert out.startswith("already promoted: 1 ")
     assert decisions.current(here.store, "promoted_model").version == 1
+    code, out, _ = promote("--dry-run")
+    assert code == 0
+    assert out.startswith("already promoted, nothing to rehearse: 1 ")
 
 
 @pytest.mark.parametrize(
