@@ -7,7 +7,8 @@ import pytest
 from compalign_dagster import latest
 from compalign_dagster.crawl.batches import read_log
 from compalign_dagster.crawl.live import earliest_indexed, indexed_shards
-from tests.support.pipeline import Pipeline
+from compalign_dagster.settings import load
+from tests.support.pipeline import Pipeline, small_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -38,15 +39,18 @@ def test_a_touched_shard_is_indexed_again_and_not_scored_and_other_bytes_are(lea
     assert len(scored(learned)) > len(before), "the planted difference is seen"
 
 
-def test_a_model_can_be_trained_again_after_the_whole_first_batch_was_delivered_anew(learned):
+def test_a_model_can_be_trained_again_after_the_whole_first_batch_was_delivered_anew(tmp_path):
     """The new batch holds all that is live: its pairs are what the model sees of the crawl."""
-    learned.learn()
-    first = latest.require(learned.store, "reward_model")
-    for at, shard in enumerate(sorted((learned.settings.home / "landing").rglob("*.tar"))):
+    settings = load(home=tmp_path, settle_seconds=0, pretrain_steps=2, train_steps=2, batch_images=8)
+    pipeline = small_pipeline(settings, pairs=40, judged=60)
+    for job, partition in (("land_batch", None), ("index_batch", "batch-00001"), ("learn_reward", None)):
+        pipeline.must(job, partition)
+    first = latest.require(pipeline.store, "reward_model")
+    for at, shard in enumerate(sorted((tmp_path / "landing").rglob("*.tar"))):
         os.utime(shard, (1_000_000 + at, 1_000_000 + at))
-    learned.must("land_batch")
-    assert not indexed_shards(learned.store, "batch-00001")
-    learned.must("index_batch", "batch-00002")
-    learned.must("learn_reward")
-    assert latest.require(learned.store, "reward_model").data_version == first.data_version, "equal pairs, equal model"
-    assert earliest_indexed(learned.store)[0].batch == "batch-00002"
+    pipeline.must("land_batch")
+    assert not indexed_shards(pipeline.store, "batch-00001")
+    pipeline.must("index_batch", "batch-00002")
+    pipeline.must("learn_reward")
+    assert latest.require(pipeline.store, "reward_model").data_version == first.data_version, "equal pairs, equal model"
+    assert earliest_indexed(pipeline.store)[0].batch == "batch-00002"
