@@ -89,6 +89,29 @@ def test_a_baseline_that_the_model_lacks_is_null(shard, pairs):
     assert scores["cosine"].null_count == 0
 
 
+class Telling(Counting):
+    """Every figure is the reward moved by a step of its own, so that no two columns can be confused."""
+
+    def __init__(self):
+        super().__init__()
+        self.calibration.copy_(torch.tensor([0.01, -1.0]))
+
+    def forward(self, image_states, captions, image_index):
+        reward = super().forward(image_states, captions, image_index).reward
+        criteria = torch.stack([reward + 0.4, reward + 0.5, torch.full_like(reward, torch.nan), reward + 0.7], dim=1)
+        return Outputs.of(reward, criteria=criteria, cosine=reward + 0.1, itm=reward + 0.2, label_free=reward + 0.3)
+
+
+def test_every_figure_of_the_model_stands_in_its_own_column(shard, pairs):
+    scores = score_shard(Telling(), "v", shard, pairs).scores
+    reward = scores["reward"].to_numpy()
+    steps = {"cosine": 0.1, "itm": 0.2, "label_free": 0.3, "accuracy": 0.4, "completeness": 0.5, "context": 0.7}
+    for name, step in steps.items():
+        np.testing.assert_allclose(scores[name].to_numpy() - reward, step, atol=1e-3, err_msg=name)
+    assert scores["vividness"].null_count == len(pairs), "a criterion that was never rated"
+    np.testing.assert_allclose(scores["human_fit"].to_numpy(), 1 / (1 + np.exp(1 - 0.01 * reward)), atol=1e-5)
+
+
 def test_an_image_is_encoded_once_for_all_of_its_captions(shard, pairs):
     twice = pa.concat_tables([pairs, with_column(pairs, "caption_index", [1] * len(pairs))])
     model = Counting()
