@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,18 @@ def preload() -> None:
 
 
 def work(folder: Path, progress: Callable[[int, int, str], None]) -> None:
-    """Train, save the model, and leave its version in a file."""
+    """Train, save the model into a folder of this process, and leave its version in a file, whole or not at all."""
     from compalign_dagster.reward.folder import model_version, save_model
     from compalign_dagster.reward.training import train
     from tests.support.tiny_reward import tiny_config, tiny_data
 
     data = tiny_data(folder.parent / "data")
     trained = train(tiny_config(**CONFIG), data, checkpoints=folder / "checkpoints", progress=progress)
-    save_model(trained.model, folder / "model", metrics=trained.metrics, record=trained.record)
-    (folder / "version.json").write_text(
-        json.dumps({"version": model_version(folder / "model"), "record": trained.record, "metrics": trained.metrics})
-    )
+    saved = save_model(trained.model, folder / str(os.getpid()), metrics=trained.metrics, record=trained.record)
+    found = {"version": model_version(saved), "record": trained.record, "metrics": trained.metrics}
+    half = saved / "version.json"
+    half.write_text(json.dumps(found))
+    half.replace(folder / half.name)
 
 
 def dying(folder: Path, what: str, when: int) -> None:
@@ -121,6 +123,8 @@ def forked(run: Callable[[], None], after: float | None = None) -> int:
         try:
             run()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     if after is not None:
@@ -161,7 +165,9 @@ def main(folder: Path, bug: str, points: list[int], moments: int, seed: int) -> 
             entry = {"point": f"after {moment:.2f} s"}
         kept = sorted(path.name[:27] for path in (at / "checkpoints").glob("*.safetensors"))
         if not (at / "version.json").exists():
-            forked(lambda at=at: work(at, quiet))  # type: ignore[misc]
+            ended = forked(lambda at=at: work(at, quiet))  # type: ignore[misc]
+            if ended != 0:
+                raise SystemExit(f"the training after {entry['point']!r} ended with {ended}")
         again = result(at)
         found.append(
             entry
