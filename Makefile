@@ -18,10 +18,10 @@ setup: $(STAMP) ## the environment, from constraints.txt
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
-	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,photos,signals]'; \
+	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,photos,signals,ray]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check \
-	    -c constraints.txt -e '.[dev,photos,signals]'; \
+	    -c constraints.txt -e '.[dev,photos,signals,ray]'; \
 	fi
 	@touch $@
 
@@ -71,4 +71,4 @@ photos: setup ## the photos profile, end to end (needs the data pack; PHOTOS=fol
 	@COMPALIGN_PROFILE=photos $(BIN)/compalign demo
 
 clean: ## everything that was made here
-	rm -rf $(VENV) $(S3_VENV) $(FETCH_VENV) var dist build
+	rm -rf $(VENV) $(S3_VENV) $(FETCH_VENV) .venv-data-juicer var dist build

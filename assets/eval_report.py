@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compalign_dagster.evaluation.downstream import DownstreamConfig
 
 KIND = keys.EVAL_REPORT.to_user_string()
-CODE_VERSION = 1
+CODE_VERSION = 2
 _DATA = {
     "sample": "Rendered scenes with simulated labelers: a sample that shows the pipeline at work.",
     "photos": "Real photographs with real human judgements; the crawl's noise was added on purpose.",
@@ -167,14 +167,17 @@ def _evaluate(
     from compalign_dagster.evaluation.judged import judged_scores
     from compalign_dagster.evaluation.report import Filtered, Judged, evaluate
     from compalign_dagster.reward.folder import load_model
+    from compalign_dagster.reward.offline_encoders import remember_in
     from compalign_dagster.selection.policy import Policy
 
+    remember_in(settings.features)
     store = storage.store
     data = training_data(storage, annotations, [])
     log.info("eval_report: scoring held-out judged images")
     with tempfile.TemporaryDirectory() as folder:
         network = load_model(_model_of(store, dataset).checkout(Path(folder, "model")), device=accelerator.pick())
         scores, undecodable = judged_scores(network, data)
+        moved = not network.images_are_frozen
     rows = _scores_of(store, dataset)
     names = [row["shard"] for row in rows]
     return evaluate(
@@ -184,7 +187,7 @@ def _evaluate(
             policy=Policy.model_validate(dataset.facts["policy"]),
             shards=crawl_shards(storage, names),
         ),
-        Judged(data.images, data.captions, data.comparisons, scores, undecodable),
+        Judged(data.images, data.captions, data.comparisons, scores, undecodable, moved),
         held_out,
         config,
         seed=settings.seed,

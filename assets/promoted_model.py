@@ -74,7 +74,12 @@ def promoted_model(
         decision, moved = promoted.roll_back(store, reason), True
     else:
         decision, moved = promote(storage, accelerator, settings, promoted.candidate(store, config.model), reason)
-    model = promoted.promoted(store)
+    return report_of(storage, decision, moved=moved)
+
+
+def report_of(storage: Storage, decision: Decision, *, moved: bool) -> dg.MaterializeResult:
+    """What Dagster is told of the decision in force."""
+    model = promoted.promoted(storage.store)
     return materialized(
         model,
         storage,
@@ -86,7 +91,7 @@ def promoted_model(
             "by": decision.value.get("by", "unknown"),
             "why": decision.value.get("why", "unknown"),
             "claims": dg.MetadataValue.md(claims_table(decision.value.get("claims") or [])),
-            "history": dg.MetadataValue.md(history_table(store)),
+            "history": dg.MetadataValue.md(history_table(storage.store)),
             "held-out figures": dg.MetadataValue.md(metrics_table(model.facts["metrics"])),
         },
     )
@@ -142,7 +147,9 @@ def _compare(
     """Both models on the images that neither has learned from."""
     from compalign_dagster.reward.comparing import compare
     from compalign_dagster.reward.folder import load_model
+    from compalign_dagster.reward.offline_encoders import remember_in
 
+    remember_in(settings.features)
     annotations = annotations_of(model)
     held_out = _split(annotations, "test")
     learned = _split(annotations_of(other), "train", "validation")

@@ -16,6 +16,7 @@ from assets.reporting import PAGE, PLOT, materialized
 from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import earliest_indexed
+from compalign_dagster.markdown import table
 from compalign_dagster.reward.config import CODE_VERSION, RewardConfig, reward_config
 from compalign_dagster.reward.promotion import Gate, claims
 from compalign_dagster.settings import Settings
@@ -94,13 +95,12 @@ def _is_estimate(figure: Any) -> bool:
 
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Every figure that has an interval, as Markdown."""
-    lines = ["| figure | value | 95 % interval | n |", "| --- | ---: | --- | ---: |"]
-    for name, figure in metrics.items():
-        if _is_estimate(figure):
-            lines.append(
-                f"| {name} | {figure['value']:.3f} | {figure['low']:.3f} to {figure['high']:.3f} | {figure['n']:,} |"
-            )
-    return "\n".join(lines)
+    rows = [
+        (name, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}", f"{found['n']:,}")
+        for name, found in metrics.items()
+        if _is_estimate(found)
+    ]
+    return table(("figure", "value", "95 % interval", "n"), rows)
 
 
 def validations_table(validations: list[dict[str, Any]]) -> str:
@@ -110,11 +110,8 @@ def validations_table(validations: list[dict[str, Any]]) -> str:
     shown = validations[:: -(-len(validations) // _ROWS)]
     shown += [] if shown[-1] is validations[-1] else [validations[-1]]
     names = [name for name in validations[0] if any(entry[name] is not None for entry in validations)]
-    lines = [f"| {' | '.join(names)} |", f"| {' | '.join(['---:'] * len(names))} |"]
-    for entry in shown:
-        cells = [f"{entry[name]:,}" if name == "step" else _number(entry[name]) for name in names]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = ([f"{entry[name]:,}" if name == "step" else _number(entry[name]) for name in names] for entry in shown)
+    return table(names, cells)
 
 
 def _number(value: float | None) -> str:
@@ -165,8 +162,10 @@ def publish_reward_model(storage: Storage, accelerator: Accelerator, settings: S
     def make() -> Artifact:
         from compalign_dagster.evaluation.evidence import evidence_of
         from compalign_dagster.reward.folder import model_version, save_model
+        from compalign_dagster.reward.offline_encoders import remember_in
         from compalign_dagster.reward.training import train
 
+        remember_in(settings.features)
         data = training_data(storage, annotations, crawl)
         going = settings.checkpoints / key  # on this machine: a run that was killed there goes on
         trained = train(config, data, device=accelerator.pick(), progress=logged(KIND), checkpoints=going)

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from assets import keys
 from assets.checks import scored_shards as checks
 from assets.needs import SCORING
 from assets.partitions import CRAWL_BATCHES
+from assets.progress import Progress, logged, observed
 from assets.reporting import claim, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.live import IndexedShard, indexed_shards, require_delivered
-from compalign_dagster.crawl.shards import Shard
+from compalign_dagster.crawl.live import IndexedShard, indexed_shards
 from compalign_dagster.reward.promoted import promoted
 from compalign_dagster.scoring import tables
+from compalign_dagster.scoring.config import ScoringConfig
+from compalign_dagster.scoring.speed import speed
 from compalign_dagster.scoring.tables import CODE_VERSION
 from compalign_dagster.store import Store
 from compalign_dagster.versions import work_key
@@ -26,7 +29,8 @@ from resources.accelerator import Accelerator
 from resources.storage import Storage
 
 KIND = keys.SCORED_SHARDS.to_user_string()
-SHARD_KIND = "scored_shards_shards"
+_SHOWN = ("devices", "workers", "pairs_per_second", "device_seconds_per_million_pairs", "cost_per_million_pairs",
+          "cpu_seconds_per_second", "gpu_utilisation", "halved")  # fmt: skip
 
 log = logging.getLogger(f"compalign_dagster.{__name__}")
 
@@ -57,31 +61,44 @@ def scored_shards(
 ) -> dg.MaterializeResult:
     """Rewards of the promoted model, one table per shard; image-text cosine and ITM beside them.
 
-    Published shard by shard: a crash repeats at most the shard it interrupted.
+    Published shard by shard: a crash repeats at most the shards that workers had in hand.
     """
-    artifact, reused = score_batch(storage, accelerator, context.partition_key)
-    facts = artifact.facts
+    pool = SCORING.dagster_pool()
+    progress = observed(context, engine=accelerator.engine, pool=pool)
+    artifact, reused = score_batch(storage, accelerator, context.partition_key, progress)
+    facts, fast = artifact.facts, artifact.facts.get("speed", {})
+    limit = context.instance.event_log_storage.get_concurrency_info(pool).limit if pool else None
+    shown = {
+        **{name: facts[name] for name in ("model_version", "shards", "pairs", "scored", "quarantined", "mean_reward")},
+        "engine": fast.get("engine"),
+        "pool": pool,
+        "pool_limit": limit,
+        **{name: fast.get(name) for name in _SHOWN},
+    }
+    stages = {name: f"{share:.0%}" for name, share in fast.get("stages", {}).items()}
     return materialized(
         artifact,
         storage,
         reused=reused,
         rows=facts["scored"],
         schema=tables.SCORES,
-        metadata={
-            name: facts[name]
-            for name in ("model_version", "shards", "pairs", "scored", "quarantined", "mean_reward", "device",
-                         "pairs_per_second")
-            if facts[name] is not None
-        },
+        metadata={name: value for name, value in shown.items() if value is not None}
+        | ({"bottleneck": dg.MetadataValue.json(stages)} if stages else {}),
         checks=[
             claim("every_pair_has_one_finite_reward_or_a_reason", facts["problems"]),
             checks.scores(storage, artifact),
         ],
-    )  # fmt: skip
+    )
 
 
-def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple[Artifact, bool]:
-    """The published scores of a batch's live shards by the promoted model."""
+def score_batch(
+    storage: Storage, accelerator: Accelerator, batch: str, progress: Progress | None = None
+) -> tuple[Artifact, bool]:
+    """The published scores of a batch's live shards by the promoted model.
+
+    Raises `InputError`, before anything else is looked at, for a device or a precision that is not there.
+    """
+    config = accelerator.scoring_config()
     store = storage.store
     raw = latest.require(store, keys.RAW_CRAWL.to_user_string(), batch)
     model = promoted(store)
@@ -94,8 +111,8 @@ def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple
     )
 
     def make() -> Artifact:
+        scored, fast = _score_shards(storage, accelerator, config, model, shards, progress or logged(KIND))
         with tempfile.TemporaryDirectory() as folder:
-            scored = _score_shards(storage, accelerator, model, shards, Path(folder))
             path = parquet.write(
                 parquet.from_rows([row for row, _ in scored], tables.LEDGER), Path(folder, "shards.parquet")
             )
@@ -107,7 +124,7 @@ def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple
                 code_version=CODE_VERSION,
                 inputs=[raw.as_input(), model.as_input(), *(item.as_input() for _, item in scored)],
                 config=accelerator.changes_bytes(),
-                facts=_facts(store, model, scored),
+                facts={**_facts(store, model, [row for row, _ in scored]), "speed": fast},
                 partition=batch,
             )
 
@@ -115,30 +132,31 @@ def score_batch(storage: Storage, accelerator: Accelerator, batch: str) -> tuple
 
 
 def _score_shards(
-    storage: Storage, accelerator: Accelerator, model: Artifact, shards: list[IndexedShard], folder: Path
-) -> list[tuple[dict, Artifact]]:
-    """Score what is not scored yet; the model is loaded only when there is something to score."""
-    network, scored = None, []
-    for at, shard in enumerate(shards, start=1):
-        key = work_key(
-            SHARD_KIND,
-            code_version=CODE_VERSION,
-            inputs=[model.facts["model_version"], shard.shard, shard.index_version],
-            config=accelerator.changes_bytes(),
-        )
-        artifact = artifacts.find(storage.store, SHARD_KIND, key)
-        if artifact is None:
-            if network is None:
-                from compalign_dagster.reward.folder import load_model
+    storage: Storage,
+    accelerator: Accelerator,
+    config: ScoringConfig,
+    model: Artifact,
+    shards: list[IndexedShard],
+    progress: Progress,
+) -> tuple[list[tuple[dict, Artifact]], dict[str, Any]]:
+    """The ledger row and the artifact of each shard, sorted by name, and how fast what was not there was scored."""
+    from compalign_dagster.scoring.where import score_works
+    from compalign_dagster.scoring.work import Places, ShardWork
 
-                network = load_model(model.checkout(folder / "model"), device=accelerator.pick())
-            artifact = _score_shard(storage, accelerator, model, network, shard, key, folder)
+    places, where, started = Places(storage.store, storage.landing), accelerator.where(), time.monotonic()
+    works = [ShardWork.of(item, places, model, accelerator.changes_bytes()) for item in shards]
+    indexed = {work.key: shard for work, shard in zip(works, shards, strict=True)}
+    scored, new = [], []
+    for work, artifact, reused in score_works(works, config, where, places=places, progress=progress):
+        shard = indexed[work.key]
+        if not reused:
+            new.append(artifact.facts)
         row = {
             "shard": shard.shard,
             "batch": shard.batch,
             "model_version": model.facts["model_version"],
             "scores_key": artifact.file_key("scores.parquet"),
-            "work_key": key,
+            "work_key": work.key,
             "data_version": artifact.data_version,
             "pairs_key": shard.pairs_key,
             "index_version": shard.index_version,
@@ -147,61 +165,13 @@ def _score_shards(
             "quarantined": artifact.facts["quarantined"],
         }
         scored.append((row, artifact))
-        log.info("scored_shards %s: %d of %d shards, %s", shard.batch, at, len(shards), shard.shard)
-    return scored
+        log.info("scored_shards %s: %d of %d shards, %s", shard.batch, len(scored), len(shards), shard.shard)
+    fast = speed(new, time.monotonic() - started, accelerator.device_hour_cost)
+    return sorted(scored, key=lambda item: item[0]["shard"]), {"engine": where.engine, **fast} if fast else {}
 
 
-def _score_shard(
-    storage: Storage,
-    accelerator: Accelerator,
-    model: Artifact,
-    network: Any,
-    shard: IndexedShard,
-    key: str,
-    folder: Path,
-) -> Artifact:
-    from compalign_dagster.scoring.engine import ScoringConfig, score_shard
-
-    config = ScoringConfig(
-        precision=accelerator.precision,
-        image_pixels=accelerator.image_pixels,
-        device=accelerator.pick(),
-        batch_images=accelerator.batch_images,
-    )
-    pairs = parquet.read(storage.store.fetch(shard.pairs_key))
-    landing = storage.landing
-    require_delivered(landing, shard.delivery)
-    result = score_shard(
-        network,
-        model.facts["model_version"],
-        Shard(shard.shard, landing, shard.shard, shard.delivery.stamp),
-        pairs,
-        config,
-    )
-    require_delivered(landing, shard.delivery)  # on a disk it may have been written over in place while it was read
-    return artifacts.publish(
-        storage.store,
-        SHARD_KIND,
-        key,
-        {
-            "scores.parquet": parquet.write(result.scores, folder / "scores.parquet"),
-            "quarantine.parquet": parquet.write(result.quarantine, folder / "quarantine.parquet"),
-        },
-        code_version=CODE_VERSION,
-        inputs=[artifacts.Input("raw_crawl_shards", shard.pairs_key, shard.index_version), model.as_input()],
-        config=accelerator.changes_bytes(),
-        facts={
-            "scored": result.scores.num_rows,
-            "quarantined": result.quarantine.num_rows,
-            "seconds": round(result.seconds, 3),
-            "device": config.device,
-        },
-    )
-
-
-def _facts(store: Store, model: Artifact, scored: list[tuple[dict, Artifact]]) -> dict:
-    rows = [row for row, _ in scored]
-    seconds = sum(item.facts["seconds"] for _, item in scored)
+def _facts(store: Store, model: Artifact, rows: list[dict]) -> dict[str, Any]:
+    """What the batch's manifest says of its scores; the same whoever made them, and how."""
     total = sum(row["scored"] for row in rows)
     paths = [str(store.fetch(row["scores_key"])) for row in rows]
     exact = _exact(paths) if paths else {"mean_reward": None, "problems": []}
@@ -214,8 +184,6 @@ def _facts(store: Store, model: Artifact, scored: list[tuple[dict, Artifact]]) -
         "pairs": pairs,
         "scored": total,
         "quarantined": quarantined,
-        "device": scored[0][1].facts["device"] if scored else None,
-        "pairs_per_second": round(total / seconds, 1) if seconds else None,
         **exact,
     }
 

@@ -38,25 +38,52 @@ class Needs:
 
 
 def pick_device(wanted: str = "auto") -> str:
-    """`cpu` or `cuda` for a wish of `auto`, `cpu` or `cuda`; never falls back from what was asked for."""
-    if wanted not in DEVICES:
+    """`cpu`, `cuda` or `cuda:1` for a wish; `auto` takes what there is.
+
+    Raises `InputError` for a wish that cannot be met: it never falls back from what was asked for.
+    """
+    name, numbered, number = wanted.partition(":")
+    if name not in DEVICES or (numbered and (name != "cuda" or not number.isdecimal())):
         raise InputError(
             "setting device",
-            expected=f"one of {', '.join(DEVICES)}",
+            expected=f"one of {', '.join(DEVICES)}, or cuda:NUMBER",
             found=repr(wanted),
             remedy="Choose one.",
         )
-    if wanted == "cpu":
+    if name == "cpu":
         return "cpu"
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
+    if torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count():
+        return wanted if name == "cuda" else "cuda"
+    if name == "cuda":
         raise InputError(
-            "device 'cuda'",
+            f"device {wanted!r}",
             expected="a CUDA device that torch can use",
-            found="none" if torch.version.cuda else f"torch {torch.__version__}, built without CUDA",
+            found=_instead(),
             remedy="Set the device to auto or cpu, or install a CUDA build of torch on a machine with a GPU.",
         )
     return "cpu"
+
+
+def worker_devices(wanted: str, workers: int | None = None) -> list[str]:
+    """A device for each worker of this machine: the GPUs in turn, one each if `workers` is None; else `cpu`, one.
+
+    Raises `InputError` as `pick_device` does.
+    """
+    device = pick_device(wanted)
+    if device == "cuda":
+        import torch
+
+        there = torch.cuda.device_count()
+        return [f"cuda:{at % there}" for at in range(workers or there)]
+    return [device] * (workers or 1)
+
+
+def _instead() -> str:
+    """What there is where a CUDA device was wished for."""
+    import torch
+
+    if not torch.version.cuda:
+        return f"torch {torch.__version__}, built without CUDA"
+    return f"{torch.cuda.device_count()} of them" if torch.cuda.is_available() else "none"

@@ -4,6 +4,9 @@ Every error of this project that a person can mend says four things: which objec
 expected, what was found and what to do. Programming mistakes stay ordinary Python errors.
 """
 
+from functools import partial
+from typing import Any
+
 
 class CompalignError(Exception):
     """Something a user can understand and mend; its text is one line."""
@@ -11,6 +14,10 @@ class CompalignError(Exception):
     def __init__(self, what: str, *, expected: str, found: str, remedy: str) -> None:
         self.what, self.expected, self.found, self.remedy = what, expected, found, remedy
         super().__init__(f"{what}: expected {expected}, found {found}. {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How a worker process hands it to the process that it works for."""
+        return partial(type(self), expected=self.expected, found=self.found, remedy=self.remedy), (self.what,)
 
 
 class InputError(CompalignError):

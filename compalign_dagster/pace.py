@@ -17,17 +17,20 @@ class Pace:
 
     def words(self, done: int, total: int, what: str) -> str:
         """Such as `training steps: 120 of 2,000, 3.2/s, 10 min left`; the rate from the second call on."""
+        text, rate = f"{what}: {done:,} of {total:,}", self.rate(done, what)
+        if not rate:
+            return text
+        text += f", {rate:.1f}/s" if rate >= 1 else f", {1 / rate:.1f} s each"
+        return f"{text}, {duration((total - done) / rate)} left" if done < total else text
+
+    def rate(self, done: int, what: str) -> float | None:
+        """How many a second since the first call for `what`, which like one that goes back has None."""
         now = self._clock()
         if done < self._last.get(what, 0):
             self._began.pop(what)
         self._last[what] = done
         began, first = self._began.setdefault(what, (now, done))
-        text = f"{what}: {done:,} of {total:,}"
-        if done == first or now <= began:
-            return text
-        rate = (done - first) / (now - began)
-        text += f", {rate:.1f}/s" if rate >= 1 else f", {1 / rate:.1f} s each"
-        return f"{text}, {duration((total - done) / rate)} left" if done < total else text
+        return (done - first) / (now - began) if done > first and now > began else None
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     checkpoints: Path = Field(
         Path("{home}/checkpoints"), description="Folder of this machine for trainings that may have to go on."
     )
+    features: Path | None = Field(
+        None,
+        description="Folder of this machine where frozen features (offline backbone) outlive a step, at most 1 GiB.",
+    )
     labels: str = Field("{home}/labels", description="Label exports (`*.jsonl`) and shards of judged images.")
     evaluation: str = Field("{home}/evaluation", description="Clean held-out shards for retrieval.")
     pages_port: int = Field(3001, ge=1, le=65535, description="Loopback port that serves the store's pages.")
@@ -141,10 +145,30 @@ class Settings(BaseSettings):
     )
     seed: int = Field(7, ge=0, description="Seed of training, splits and random controls.")
 
-    engine: Literal["local"] = Field("local", description="Where scoring runs: in the step's process.")
+    engine: Literal["here", "devices", "ray"] = Field(
+        "here",
+        description="Where scoring runs: in the step's process, in a process for each GPU of this machine, or by "
+        "actors on a Ray cluster. Changes no score.",
+    )
+    score_workers: int | None = Field(
+        None, ge=1, description="Such processes or actors; unset, one for each GPU, or one a machine without GPUs."
+    )
+    ray_address: str | None = Field(
+        None, description="Running Ray cluster, `auto` or `HOST:PORT`; unset, one is started on this machine."
+    )
+    worker_memory_gib: float = Field(
+        4.0, gt=0, description="Memory of one scoring worker, GiB, asked of Ray and Kubernetes."
+    )
+    device_hour_cost: float = Field(
+        0.0, ge=0, description="Cost of one device for an hour, in your currency; 0 leaves costs out of the metadata."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device for training and scoring.")
-    precision: Literal["fp32"] = Field("fp32", description="Precision of the scoring forward.")
-    score_batch_images: int = Field(32, ge=1, description="Images in a scoring batch; changes no score.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Precision of the scoring forward; a device that cannot do it is an error."
+    )
+    score_batch_images: int | None = Field(
+        None, ge=1, description="Images encoded at once; unset, what suits the device. Changes no score."
+    )
 
     evaluation_encoder: Literal["small", "blip-b16"] = Field("small", description="Network trained downstream.")
     evaluation_steps: int | None = Field(None, ge=1, description="Training steps of every downstream arm.")
@@ -252,39 +276,3 @@ def _explain(error: ValidationError) -> InputError:
         found=repr(first["input"]),
         remedy=f"{field.description if field else ''} Correct the variable or unset it for the profile's default.",
     )
-
-
-def table_markdown() -> str:
-    """The table of docs/settings.md: every variable, its meaning and its default in each profile."""
-    lines = ["| variable | meaning | sample | photos | paper |", "| --- | --- | --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        cells = []
-        for profile in PROFILES.values():
-            value = profile[name].value if name in profile else field.get_default(call_default_factory=True)
-            cells.append(_cell(value))
-        lines.append(f"| `{PREFIX}{name.upper()}` | {field.description} | {' | '.join(cells)} |")
-    lines += ["", "| profile | setting | value | where the value comes from |", "| --- | --- | --- | --- |"]
-    for profile_name, profile in PROFILES.items():
-        for name, default in profile.items():
-            lines.append(f"| {profile_name} | `{name}` | {_cell(default.value)} | {default.provenance} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None or value == {}:
-        return "-"
-    if isinstance(value, dict):
-        return "`" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "`"
-    return f"`{value}`"
-
-
-_PAGE = """# Settings
-
-Made by `python -m compalign_dagster.settings`. Each setting is an environment variable; a profile
-(`COMPALIGN_PROFILE`) is a set of defaults. A wrong value, or a name that does not exist, stops the code
-location from loading and says what to do.
-
-"""
-
-if __name__ == "__main__":
-    print(_PAGE + table_markdown(), end="")

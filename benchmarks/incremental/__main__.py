@@ -49,7 +49,7 @@ class Crawl:
     def __init__(self, home: Path, *, pairs: int, shard_pairs: int) -> None:
         from assets import raw_crawl
         from compalign_dagster.samples.crawl import write_sample_crawl
-        from compalign_dagster.scoring import engine
+        from compalign_dagster.scoring import work
         from resources.accelerator import Accelerator
         from resources.storage import Storage
 
@@ -60,9 +60,9 @@ class Crawl:
         self.settings: Settings = load(home=home, device="cpu", **_MODEL)
         self.storage = Storage.from_settings(self.settings)
         self.accelerator = Accelerator.from_settings(self.settings)
-        self._undo = [(raw_crawl, "index_shard", raw_crawl.index_shard), (engine, "score_shard", engine.score_shard)]
+        self._undo = [(raw_crawl, "index_shard", raw_crawl.index_shard), (work, "publish_scores", work.publish_scores)]
         raw_crawl.index_shard = self._counted(raw_crawl.index_shard, self._has_read)
-        engine.score_shard = self._counted(engine.score_shard, self._has_scored)
+        work.publish_scores = self._counted(work.publish_scores, self._has_scored)
 
     def close(self) -> None:
         """Take the counters away."""
@@ -170,8 +170,8 @@ class Crawl:
         self.counts.read += index.pairs.num_rows
         self.counts.shards_read += 1
 
-    def _has_scored(self, scores: Any) -> None:
-        self.counts.scored += scores.scores.num_rows + scores.quarantine.num_rows
+    def _has_scored(self, shard: Any) -> None:
+        self.counts.scored += shard.facts["scored"] + shard.facts["quarantined"]
         self.counts.shards_scored += 1
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,6 +50,12 @@ device = click.option(
     default="auto",
     show_default=True,
     help="Where the model runs.",
+)
+features = click.option(
+    "--features",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the offline backbone keeps frozen features for the next command, at most 1 GiB; changes no figure.  "
+    "[default: in memory]",
 )
 
 

@@ -49,9 +49,10 @@ def score_sample(
 
     `config` is a `ScoringConfig`. A shard that cannot be read, or is another one by now, costs its pairs.
     """
-    from compalign_dagster.scoring.engine import score_shard
+    from compalign_dagster.scoring.engine import Scorer, ScoringConfig
     from compalign_dagster.store import ObjectChangedError, ObjectMissingError
 
+    scorer = Scorer(model, model_version, config or ScoringConfig())
     reward, seconds = np.full(len(sample.pairs), np.nan), 0.0
     refused: Counter[str] = Counter()
     names = np.array(sample.pairs["shard"].to_pylist(), object)
@@ -59,7 +60,7 @@ def score_sample(
         rows = np.flatnonzero(names == name)
         pairs = sample.pairs.take(rows)
         try:
-            found = score_shard(model, model_version, shards[name], pairs, config)
+            found = scorer.score(shards[name], pairs)
         except (InputError, ObjectChangedError, ObjectMissingError) as error:
             log.warning("shadow run: %d pairs left out: %s", len(rows), error)
             refused["shard_changed"] += len(rows)

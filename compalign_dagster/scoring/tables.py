@@ -5,7 +5,7 @@ import pyarrow as pa
 from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.parquet import column
 
-CODE_VERSION = 2  # of scoring: raise it when the same model and pairs give other rows
+CODE_VERSION = 3  # of scoring: raise it when the same model and pairs give other rows
 
 SCORES = pa.schema(
     [
@@ -20,6 +20,7 @@ SCORES = pa.schema(
         column("itm", pa.float32(), "probability that image and caption match", nullable=True),
         column("label_free", pa.float32(), "the backbone's best score without any human label", nullable=True),
         column("human_fit", pa.float32(), "probability that a person says the caption fits, 0 to 1", nullable=True),
+        column("reward_std", pa.float32(), "how unsure the reward is: its standard deviation", nullable=True),
         *(
             column(name, pa.float32(), f"the model's score of {name}; larger is better", nullable=True)
             for name in CRITERIA
@@ -28,7 +29,7 @@ SCORES = pa.schema(
     ]
 )
 
-FIGURES = ("reward", "cosine", "itm", "label_free", "human_fit", *CRITERIA)  # what a model says of a pair
+FIGURES = ("reward", "cosine", "itm", "label_free", "human_fit", "reward_std", *CRITERIA)  # what a model says of a pair
 
 LEDGER = pa.schema(
     [

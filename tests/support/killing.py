@@ -37,10 +37,11 @@ _NEEDED = (
     "compalign_dagster.reward.blip",
     "compalign_dagster.reward.training",
     "compalign_dagster.scoring.engine",
+    "compalign_dagster.scoring.where",
 )
 BATCH = "batch-00001"
 SHARDS = 4
-_WORK_LOG = "work.log"  # one line at the start of every shard's work; outlives its process
+_WORK_LOG = "work.log"  # one line for every shard that is read and every one that is scored; outlives its process
 _SLOW_WRITE_SECONDS = 0.02  # of the planted bug: what a large file takes on a slow disk
 
 
@@ -92,19 +93,19 @@ def prepare(home: Path) -> None:
 
 
 def work(home: Path) -> None:
-    """Index, score, fold and filter, as the assets do; each shard's work leaves a line before it starts."""
+    """Index, score, fold and filter, as the assets do; a shard leaves a line when it is read and when it is scored."""
     from assets import filtered_dataset, raw_crawl, score_ledger, scored_shards
     from compalign_dagster import latest
     from compalign_dagster.crawl import batches
-    from compalign_dagster.scoring import engine
+    from compalign_dagster.scoring import work as scoring
     from compalign_dagster.selection import current
     from resources.accelerator import Accelerator
     from resources.storage import Storage
 
     settings = settings_of(home)
     storage, accelerator = Storage.from_settings(settings), Accelerator.from_settings(settings)
-    raw_crawl.index_shard = _counted(home, "index", raw_crawl.index_shard, 0)
-    engine.score_shard = _counted(home, "score", engine.score_shard, 2)
+    raw_crawl.index_shard = _counted(home, "index", raw_crawl.index_shard, lambda shard: shard.name)
+    scoring.publish_scores = _counted(home, "score", scoring.publish_scores, lambda work: work.shard)
 
     raw_crawl.index_batch(storage, batches.require(storage.store, BATCH), raw_crawl.Budgets())
     scored_shards.score_batch(storage, accelerator, BATCH)
@@ -115,10 +116,10 @@ def work(home: Path) -> None:
     current.move(dataset, policy=policy.version, ledger=number)
 
 
-def _counted(home: Path, what: str, function: Callable, shard_at: int) -> Callable:
+def _counted(home: Path, what: str, function: Callable, name: Callable[[Any], str]) -> Callable:
     def counted(*arguments: Any, **options: Any) -> Any:
         with (home / _WORK_LOG).open("a") as log:
-            log.write(f"{what} {arguments[shard_at].name}\n")
+            log.write(f"{what} {name(arguments[0])}\n")
         return function(*arguments, **options)
 
     return counted
@@ -218,7 +219,7 @@ def problems(home: Path, wanted: dict[str, Any], undisturbed: Counter[str]) -> l
 
 
 def worked(home: Path) -> Counter[str]:
-    """How often each shard's work was started."""
+    """How often each shard was read, and how often it was scored."""
     return Counter((home / _WORK_LOG).read_text().splitlines()) if (home / _WORK_LOG).exists() else Counter()
 
 

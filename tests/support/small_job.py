@@ -22,7 +22,8 @@ SHARDS, PAIRS = 2, 4
 _CHAIN = (("raw_crawl", BATCH), ("scored_shards", BATCH), ("score_ledger", None), ("filtered_dataset", None))
 _HEAVY = ("duckdb", "matplotlib.figure", "polars", "transformers", "compalign_dagster.pages.crawl",
           "compalign_dagster.pages.filtered", "compalign_dagster.pages.images", "compalign_dagster.reward.blip",
-          "compalign_dagster.reward.folder", "compalign_dagster.lineage.chain")  # fmt: skip
+          "compalign_dagster.reward.folder", "compalign_dagster.lineage.chain",
+          "compalign_dagster.scoring.where")  # fmt: skip
 
 
 def prepare(home: Path) -> None:
@@ -49,14 +50,14 @@ def preload() -> None:
 
     from assets import raw_crawl
     from compalign_dagster.pages import plots
-    from compalign_dagster.scoring import engine
+    from compalign_dagster.scoring import work
 
     torch.set_num_threads(1)
     for name in _HEAVY:
         importlib.import_module(name)
     plots._save = lambda draw, width, height, out, kind, **_: out.write("<svg />" if kind == "svg" else b"png")
     raw_crawl.index_shard = _logged(raw_crawl.index_shard)
-    engine.score_shard = _logged(engine.score_shard)
+    work.publish_scores = _logged(work.publish_scores)
 
 
 def run(home: Path, folder: Path, wrap: Callable[[Store], Store] = lambda store: store) -> None:
@@ -89,7 +90,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, partition in _CHAIN:
         artifact = latest.require(store, kind, partition)
-        timed = ("seconds", "pairs_per_second")
+        timed = ("seconds", "speed")
         found[kind] = [artifact.data_version, {k: v for k, v in artifact.facts.items() if k not in timed}]
     keys = [item.key for item in store.list()]
     for key in keys:

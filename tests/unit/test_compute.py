@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from compalign_dagster.compute import Needs, pick_device
+from compalign_dagster.compute import Needs, pick_device, worker_devices
 from compalign_dagster.errors import InputError
 
 
@@ -36,6 +36,34 @@ def test_cuda_without_one_says_what_to_do(monkeypatch):
     assert pick_device("auto") == "cpu"
     with pytest.raises(InputError, match="auto or cpu"):
         pick_device("cuda")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_a_gpu_may_be_asked_for_by_its_number(two_gpus):
+    assert pick_device("cuda:1") == "cuda:1"
+    assert pick_device("auto") == "cuda"
+    with pytest.raises(InputError, match=r"device 'cuda:2'"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("wish", ["cuda:", "cuda:x", "cuda:-1", "cpu:1", "auto:0", ""])
+def test_a_device_that_is_not_written_so_is_refused(two_gpus, wish):
+    with pytest.raises(InputError, match="setting device"):
+        pick_device(wish)
+
+
+def test_each_worker_has_a_gpu_of_its_own_until_there_are_more_workers(two_gpus):
+    assert worker_devices("cuda") == ["cuda:0", "cuda:1"]
+    assert worker_devices("auto", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_devices("cuda:1", 2) == ["cuda:1", "cuda:1"]
+    assert worker_devices("cpu", 3) == ["cpu"] * 3
+    assert worker_devices("cpu") == ["cpu"]
 
 
 def test_a_wish_for_the_cpu_never_imports_torch(monkeypatch):

@@ -151,3 +151,52 @@ def test_a_damaged_image_is_decoded_or_rejected_and_nothing_else_is_raised(form,
     except ImageRejected:
         return
     assert decode(damaged).size == (facts.width, facts.height)
+
+
+def jpeg_of(image, **options):
+    out = io.BytesIO()
+    image.save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+WIDE = Image.new("RGB", (640, 320), (200, 30, 40))
+
+
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [(0, (640, 320)), (161, (640, 320)), (81, (640, 320)), (80, (320, 160)), (40, (160, 80)), (1, (80, 40))],
+)
+def test_a_jpeg_is_scaled_while_it_is_decoded_but_stays_twice_as_large_as_asked_for(side, size):
+    assert decode(jpeg_of(WIDE), side=side).size == size
+
+
+def test_only_jpegs_are_scaled_and_the_rest_is_as_without():
+    for form in ("PNG", "WEBP", "GIF", "BMP"):
+        assert decode(encoded(WIDE, form), side=10).size == (640, 320)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_colour_is_the_same_at_a_smaller_scale(mode):
+    data = jpeg_of(WIDE.convert(mode))
+    whole, small = (np.asarray(decode(data, side=side), np.int64) for side in (0, 40))
+    assert small.shape == (80, 160, 3)
+    assert np.abs(whole[::4, ::4] - small).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_smaller_image_is_upright_too(orientation):
+    corners = Image.new("RGB", (640, 320), "black")
+    corners.paste((250, 250, 250), (0, 0, 160, 80))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg_of(corners, exif=exif, quality=95)
+    whole, small = decode(data), decode(data, side=40)
+    assert small.size == (whole.width // 4, whole.height // 4)
+    difference = np.asarray(whole.resize(small.size, Image.Resampling.BOX), np.int64) - np.asarray(small, np.int64)
+    assert np.abs(difference).mean() < 3
+
+
+def test_what_is_cut_short_is_refused_at_a_smaller_scale_too():
+    data = jpeg_of(Image.effect_noise((640, 320), 80).convert("RGB"))
+    with pytest.raises(ImageRejected, match="image_truncated"):
+        decode(data[: len(data) // 2], side=10)

@@ -2,7 +2,8 @@ import pytest
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.profiles import PROFILES
-from compalign_dagster.settings import Settings, load, table_markdown
+from compalign_dagster.settings import Settings, load
+from compalign_dagster.settings_page import table_markdown
 from tests.conftest import ROOT
 
 
@@ -46,7 +47,7 @@ def test_every_setting_is_described():
 
 def test_the_documented_table_is_the_one_the_code_makes():
     page = (ROOT / "docs" / "settings.md").read_text()
-    assert page.endswith(table_markdown()), "run: python -m compalign_dagster.settings > docs/settings.md"
+    assert page.endswith(table_markdown()), "run: python -m compalign_dagster.settings_page > docs/settings.md"
 
 
 def test_a_value_that_is_no_json_is_explained(monkeypatch):

@@ -99,13 +99,15 @@ class Telling(Counting):
     def forward(self, image_states, captions, image_index):
         reward = super().forward(image_states, captions, image_index).reward
         criteria = torch.stack([reward + 0.4, reward + 0.5, torch.full_like(reward, torch.nan), reward + 0.7], dim=1)
-        return Outputs.of(reward, criteria=criteria, cosine=reward + 0.1, itm=reward + 0.2, label_free=reward + 0.3)
+        others = {"cosine": reward + 0.1, "itm": reward + 0.2, "label_free": reward + 0.3, "reward_std": reward + 0.6}
+        return Outputs.of(reward, criteria=criteria, **others)
 
 
 def test_every_figure_of_the_model_stands_in_its_own_column(shard, pairs):
     scores = score_shard(Telling(), "v", shard, pairs).scores
     reward = scores["reward"].to_numpy()
     steps = {"cosine": 0.1, "itm": 0.2, "label_free": 0.3, "accuracy": 0.4, "completeness": 0.5, "context": 0.7}
+    steps["reward_std"] = 0.6
     for name, step in steps.items():
         np.testing.assert_allclose(scores[name].to_numpy() - reward, step, atol=1e-3, err_msg=name)
     assert scores["vividness"].null_count == len(pairs), "a criterion that was never rated"

@@ -1,0 +1,289 @@
+"""Actors on a Ray cluster, each with the model on a device; on one machine too.
+
+Actors take names of shards, read and publish by themselves, and answer with work keys: nothing else passes through
+the process that asks. docs/adr/0013 says why these are plain actors and not a Ray Data pipeline. What does not belong
+here: installing this package on the cluster's machines, and stores that they do not all see.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from compalign_dagster.artifacts import Artifact
+from compalign_dagster.compute import Needs, pick_device
+from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.scoring.sharing import Failed, Shares
+from compalign_dagster.scoring.work import (
+    PairsDone,
+    Places,
+    ShardWork,
+    load_scorer,
+    published,
+    score_and_publish_all,
+)
+
+if TYPE_CHECKING:
+    from compalign_dagster.scoring.config import ScoringConfig
+
+_SECONDS_BETWEEN_LOOKS = 2.0  # at how far an actor is
+_PATIENCE_SECONDS = 600.0  # without any actor that lives
+_STARTS = 4  # of an actor and those that took its place, on average
+
+log = logging.getLogger(__name__)
+
+
+def score_on_ray(
+    works: Sequence[ShardWork],
+    config: "ScoringConfig",
+    needs: Needs,
+    workers: int | None,
+    address: str | None,
+    places: Places | None,
+    pairs_done: PairsDone,
+) -> Generator[tuple[ShardWork, Artifact], None, None]:
+    """Each work with its artifact as it is published, by `workers` actors that each have what `needs` says.
+
+    Shards of an actor that died, or whose machine did, go to others, and another actor takes its place where the
+    cluster has room. Raises what an actor raised, `InputError` where the cluster cannot hold one actor, and
+    `CompalignError` when none has lived for ten minutes.
+    """
+    with _cluster(address, workers) as ray:
+        config, needs, workers = _fitting(ray, config, needs, workers)
+        crew = _Crew(ray, works, config, needs, workers)
+        try:
+            while crew.shares.unfinished:
+                for work in crew.turn(pairs_done):
+                    found = published(places or Places.of(work), work)
+                    assert found is not None, "an actor says that it is published"
+                    yield work, found
+        finally:
+            crew.end()
+
+
+class Actor:
+    """What lives on the cluster: a scorer, and how far it is. Two threads: one scores, one answers."""
+
+    def __init__(self, model: str, any_work: ShardWork, config: "ScoringConfig") -> None:
+        self._model, self._work, self._config = model, any_work, config
+        self._scorer: Any = None
+        self._finished: list[str] = []
+        self._at: tuple[str, int] | None = None
+
+    def load(self) -> str | Failed:
+        """Load the model; where this is."""
+        try:
+            self._places = Places.of(self._work)
+            device = pick_device(self._config.device)
+            self._scorer = load_scorer(self._places, self._model, replace(self._config, device=device))
+        except Exception as error:
+            return Failed.of(error)
+        return f"{device}, process {os.getpid()} on {socket.gethostname()}"
+
+    def score(self, works: list[ShardWork]) -> Failed | None:
+        """Score and publish; `look` says what is done."""
+        try:
+            for work, _ in score_and_publish_all(self._scorer, works, self._places, self._come):
+                self._finished.append(work.key)
+        except Exception as error:
+            return Failed.of(error)
+        return None
+
+    def look(self) -> tuple[list[str], tuple[str, int] | None]:
+        """Work keys that were finished since the last look, and the unfinished one with its pairs that are done."""
+        finished, self._finished = self._finished, []
+        return finished, self._at
+
+    def _come(self, key: str, done: int) -> None:
+        self._at = (key, done)
+
+
+@dataclass(eq=False)
+class _Member:
+    """An actor, seen from the process that asks."""
+
+    handle: Any
+    name: str
+    busy: bool = True
+    looked: float = 0.0
+
+
+class _Crew:
+    """The actors, the answers that are due from them, and their shares."""
+
+    def __init__(self, ray: Any, works: Sequence[ShardWork], config: "ScoringConfig", needs: Needs, workers: int):
+        self.shares = Shares(works, workers)
+        self._ray, self._workers, self._lived = ray, workers, time.monotonic()
+        self._new = (
+            ray.remote(Actor)
+            .options(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD", **needs.ray_options())
+            .remote
+        )
+        self._arguments = (works[0].model, works[0], config)
+        self._due: dict[Any, tuple[str, _Member]] = {}  # answer -> what was asked, of whom
+        self._members: list[_Member] = []
+        self._started = 0
+        for _ in range(workers):
+            self._start()
+
+    def turn(self, pairs_done: PairsDone) -> Iterator[ShardWork]:
+        """Wait for answers for a while, act on them, and yield what is published."""
+        self._ask()
+        ready, _ = self._ray.wait(list(self._due), timeout=_SECONDS_BETWEEN_LOOKS)
+        for answer in ready:
+            asked, member = self._due.pop(answer)
+            if member not in self._members:
+                continue  # it died, and other answers that were due of it say so again
+            try:
+                found = self._ray.get(answer)
+            except self._ray.exceptions.RayError as error:
+                self._died(member, error)
+                continue
+            if isinstance(found, Failed):
+                raise found.at(member.name)
+            self._lived = time.monotonic()
+            if asked == "look":
+                keys, at = found
+                yield from [self.shares.done(member, key) for key in keys]
+                if at and at[0] not in keys:
+                    pairs_done(*at)
+            else:
+                if asked == "load":
+                    member.name += f" ({found})"
+                    log.info("%s is ready", member.name)
+                else:
+                    self._due[member.handle.look.remote()] = ("look", member)
+                member.busy = False
+        self._watch()
+
+    def end(self) -> None:
+        """Take the actors away."""
+        for member in self._members:
+            self._ray.kill(member.handle)
+
+    def _start(self) -> None:
+        self._started += 1
+        member = _Member(self._new(*self._arguments), f"scoring actor {self._started}")
+        self._members.append(member)
+        self._due[member.handle.load.remote()] = ("load", member)
+
+    def _ask(self) -> None:
+        now = time.monotonic()
+        looking = {id(member) for asked, member in self._due.values() if asked == "look"}
+        for member in self._members:
+            if id(member) in looking:
+                continue
+            if not member.busy and (works := self.shares.give(member)):
+                member.busy = True
+                self._due[member.handle.score.remote(works)] = ("score", member)
+            elif member.busy and now - member.looked >= _SECONDS_BETWEEN_LOOKS:
+                member.looked = now
+                self._due[member.handle.look.remote()] = ("look", member)
+
+    def _died(self, member: _Member, error: Exception) -> None:
+        self._members.remove(member)
+        self._ray.kill(member.handle)  # one that only could not be reached must not go on
+        why = " ".join(str(error).split())[:300]
+        self.shares.died(member, member.name, why)
+        if self._started >= _STARTS * self._workers:
+            raise CompalignError(
+                "scoring actors",
+                expected="actors that live",
+                found=f"{self._started} started, the last one dead: {why}",
+                remedy="What they died of is in the log. What is published stays: run again.",
+            )
+        self._start()
+
+    def _watch(self) -> None:
+        if time.monotonic() - self._lived > _PATIENCE_SECONDS:
+            raise CompalignError(
+                "Ray cluster",
+                expected="room for one scoring actor",
+                found=f"none for {_PATIENCE_SECONDS:.0f} s; there is {_there(self._ray)}",
+                remedy="Add a machine, or ask for less. What is published stays: run again.",
+            )
+
+
+@contextmanager
+def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
+    """Ray, connected: to what this process is connected to already, to `address`, or to a cluster of its own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise InputError(
+            "setting engine",
+            expected="Ray, for the engine 'ray'",
+            found="no such package",
+            remedy="pip install 'compalign-dagster[ray]', or use the engine 'devices'.",
+        ) from None
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp") if address is None else None  # sockets need a short path
+    try:
+        if folder:
+            cpus = max(workers or 0, len(os.sched_getaffinity(0)))
+            ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
+        else:
+            _connect(ray, str(address), quiet)
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Ray cluster at {address}",
+            expected="a running one with the same versions of Ray and Python",
+            found=" ".join(str(error).split())[:300],
+            remedy="Start it with `ray start --head`, or unset COMPALIGN_RAY_ADDRESS to start one here.",
+        ) from error
+
+
+def _fitting(
+    ray: Any, config: "ScoringConfig", needs: Needs, workers: int | None
+) -> tuple["ScoringConfig", Needs, int]:
+    """The device that the actors use, what each needs, and how many there are."""
+    has = ray.cluster_resources()
+    gpus = 0 if config.device == "cpu" else max(1, needs.gpus)
+    if config.device == "auto" and has.get("GPU", 0) < gpus:
+        gpus = 0
+    needs = replace(needs, gpus=gpus)
+    config = replace(config, device="cuda" if gpus else "cpu")
+    fits = [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= 1
+        and node["Resources"].get("GPU", 0) >= gpus
+        and node["Resources"].get("memory", 0) >= needs.ray_options()["memory"]
+    ]
+    if not fits:
+        raise InputError(
+            f"Ray cluster for the device {config.device!r}",
+            expected=f"a machine with a CPU, {gpus} GPUs and {needs.memory_gib:g} GiB for an actor",
+            found=_there(ray),
+            remedy="Add one, or set COMPALIGN_DEVICE to auto or cpu.",
+        )
+    return config, needs, workers or (int(has["GPU"] // gpus) if gpus else len(fits))
+
+
+def _there(ray: Any) -> str:
+    has = ray.cluster_resources()
+    memory = has.get("memory", 0) / (1 << 30)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return f"{nodes} machines, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs and {memory:.1f} GiB in all"

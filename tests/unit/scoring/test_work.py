@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import pytest
+
+from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.reward import folder as models
+from compalign_dagster.scoring import work as module
+from compalign_dagster.scoring.config import ScoringConfig
+from compalign_dagster.scoring.where import Where, score_works
+from compalign_dagster.scoring.work import load_scorer, published, score_and_publish, score_and_publish_all
+from tests.support.scoring import REFERENCE, manifests, places_of, prepare, scored, travelled, versions, works_of
+
+
+@pytest.fixture
+def home(tmp_path):
+    return prepare(tmp_path / "home", shards=3)
+
+
+def scorer_of(home):
+    works = works_of(home)
+    return load_scorer(places_of(home), works[0].model, REFERENCE)
+
+
+def test_a_work_is_plain_values_that_travel(home):
+    works = works_of(home)
+    assert travelled(works) == works
+    assert len({work.key for work in works}) == 3
+
+
+def test_a_work_that_travelled_is_scored_from_its_urls_alone(home):
+    work = travelled(works_of(home)[0])
+    artifact = score_and_publish(scorer_of(home), work)
+    assert artifact.facts["scored"] == work.pairs
+    assert artifact.facts["device"] == "cpu"
+    assert sum(artifact.facts["stages"].values()) == pytest.approx(1, abs=0.01)
+    assert artifact.facts["gpu_utilisation"] is None
+    assert artifact.facts["cpu_seconds_per_second"] > 0
+    artifact.verify()
+
+
+def test_what_is_published_is_reused_and_no_model_is_loaded_for_it(home, monkeypatch):
+    first = scored(home)
+    monkeypatch.setattr(models, "load_model", None)
+    found = list(score_works(works_of(home), REFERENCE))
+    assert [reused for *_, reused in found] == [True] * 3
+    assert {work.shard: artifact.data_version for work, artifact, _ in found} == versions(first)
+    assert len(manifests(home)) == 3
+
+
+def test_a_work_that_another_run_published_meanwhile_is_not_scored_again(home, monkeypatch):
+    works, scorer = works_of(home), scorer_of(home)
+    score_and_publish(scorer, works[1])
+    monkeypatch.setattr(module, "_read", counted(module._read, reads := []))
+    found = list(score_and_publish_all(scorer, works))
+    assert sorted(work.shard for work, _ in found) == [work.shard for work in works]
+    assert sorted(reads) == [works[0].shard, works[2].shard]
+
+
+def counted(function, log):
+    def wrapped(work, *rest):
+        log.append(work.shard)
+        return function(work, *rest)
+
+    return wrapped
+
+
+def test_a_shard_that_was_written_over_since_it_was_indexed_is_refused(home):
+    work = works_of(home)[0]
+    path = home / "landing" / work.shard
+    path.write_bytes(path.read_bytes() + b"\0" * 512)
+    with pytest.raises(CompalignError, match=r"shard web/00000\.tar .*expected the delivery"):
+        scored(home)
+    assert published(places_of(home), work) is None
+
+
+def test_a_shard_that_is_written_over_while_it_is_scored_is_not_published(home, monkeypatch):
+    work, publish = works_of(home)[0], module.publish_scores
+
+    def late(work, *rest):
+        path = home / "landing" / work.shard
+        path.write_bytes(path.read_bytes() + b"\0" * 512)
+        return publish(work, *rest)
+
+    monkeypatch.setattr(module, "publish_scores", late)
+    with pytest.raises(CompalignError, match="another file, or none"):
+        scored(home)
+    assert published(places_of(home), work) is None
+
+
+def test_a_process_that_does_not_see_the_store_says_so(home, tmp_path):
+    work = replace(works_of(home)[0], store=str(tmp_path / "elsewhere"))
+    with pytest.raises(CompalignError, match="must see the same store"):
+        load_scorer(module.Places.of(work), work.model, REFERENCE)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_fails_before_anything_is_loaded(home, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(models, "load_model", None)
+    for engine in ("here", "devices"):
+        with pytest.raises(InputError, match=r"device 'cuda': expected a CUDA device"):
+            list(score_works(works_of(home), ScoringConfig(device="cuda"), Where(engine)))
+
+
+def test_an_unknown_engine_is_refused_by_name():
+    with pytest.raises(InputError, match=r"expected one of here, devices, ray, found 'slurm'"):
+        Where("slurm")
+
+
+def test_progress_counts_pairs_of_all_shards_up_to_their_sum(home):
+    works, seen = works_of(home), []
+    list(score_works(works, REFERENCE, progress=lambda done, total, what: seen.append((done, total, what))))
+    total = sum(work.pairs for work in works)
+    assert {entry[1:] for entry in seen} == {(total, "pairs")}
+    counts = [done for done, *_ in seen]
+    assert counts == sorted(counts)
+    assert counts[-1] == total
+    assert len(set(counts)) > len(works), "shards that are not finished count too"
