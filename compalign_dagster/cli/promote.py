@@ -9,6 +9,7 @@ from compalign_dagster.settings import Settings, load
 if TYPE_CHECKING:
     from compalign_dagster.decisions import Decision
     from compalign_dagster.reward.promotion import Claim
+    from resources.storage import Storage
 
 
 @click.command("promote")
@@ -72,6 +73,7 @@ def _promote(settings: Settings, version: str | None, reason: str, by: str | Non
     _show(found.claims)
     decision = promoted.promote(storage.store, model, found.claims, asked, now=found.now, against=found.against)
     click.echo(f"promoted: {_line(decision)}")
+    _tell_dagster(settings, storage, decision)
 
 
 def _rehearse(settings: Settings, version: str | None) -> None:
@@ -109,7 +111,30 @@ def _roll_back(settings: Settings, reason: str | None, by: str | None) -> None:
     from resources.storage import Storage
 
     asked = promoted.Reason.given(by, reason or "no reason given")
-    click.echo(f"rolled back: {_line(promoted.roll_back(Storage.from_settings(settings).store, asked))}")
+    storage = Storage.from_settings(settings)
+    decision = promoted.roll_back(storage.store, asked)
+    click.echo(f"rolled back: {_line(decision)}")
+    _tell_dagster(settings, storage, decision)
+
+
+def _tell_dagster(settings: Settings, storage: "Storage", decision: "Decision") -> None:
+    """The event that the job would have sent, where the profile has a Dagster instance. The decision stands anyhow."""
+    if not settings.dagster_home.is_dir():
+        return
+    import dagster as dg
+
+    from assets.keys import PROMOTED_MODEL
+    from assets.promoted_model import report_of
+    from compalign_dagster.cli.instance import prepare
+    from sensors.landing import DATA_VERSION_TAG
+
+    prepare(settings)
+    report = report_of(storage, decision, moved=True)
+    tags = {DATA_VERSION_TAG: report.data_version.value} if report.data_version else {}
+    with dg.DagsterInstance.get() as instance:
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset_key=PROMOTED_MODEL, metadata=report.metadata, tags=tags)
+        )
 
 
 def _list(settings: Settings) -> None:

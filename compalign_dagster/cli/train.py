@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Where a training that is killed goes on from; removed when done.  [default: .NAME.checkpoints beside OUT]",
 )
+@options.features
 @options.device
 @options.strict
 def command(
@@ -52,6 +53,7 @@ def command(
     backbone: str | None,
     config_file: Path | None,
     checkpoints: Path | None,
+    features: Path | None,
     device: str,
     strict: bool,
 ) -> None:
@@ -101,8 +103,10 @@ def command(
     from compalign_dagster.evaluation.evidence import evidence_of
     from compalign_dagster.reward.data import TrainingData
     from compalign_dagster.reward.folder import model_version, save_model
+    from compalign_dagster.reward.offline_encoders import remember_in
     from compalign_dagster.reward.training import train
 
+    remember_in(features)
     data = TrainingData(
         judged.images,
         judged.captions,

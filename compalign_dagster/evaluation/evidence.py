@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.evaluation.agreement import labeler_agreement
-from compalign_dagster.evaluation.held_out import MISMATCHED, NEAR_MISS, SCORERS, HeldOut, score_held_out
+from compalign_dagster.evaluation.held_out import MISMATCHED, NEAR_MISS, OWN, SCORERS, HeldOut, score_held_out
 from compalign_dagster.evaluation.shortcuts import answered, shortcuts
 from compalign_dagster.reward.calibration import MIDPOINT, probability, single_ratings
 from compalign_dagster.reward.data import TrainingData
@@ -55,7 +55,7 @@ def evidence_from(held: HeldOut, data: TrainingData, probabilities: np.ndarray, 
     figures = {name: scorer_figures(held.scores[name], judged, draws) for name in SCORERS}
     people = labeler_agreement(judged.comparisons, seed=seed)
     return {
-        "scorers": _with_leads(figures),
+        "scorers": _with_leads(figures, held),
         "by_source": {name: _agreement(held, judged, draws, rows) for name, rows in judged.by_source().items()},
         "by_length": {name: _agreement(held, judged, draws, rows) for name, rows in judged.by_length().items()},
         "by_criterion": {name: _criterion(name, held, data, draws) for name in CRITERIA},
@@ -143,11 +143,13 @@ def scorer_figures(
     return {name: found[name] for name in wanted}
 
 
-def _with_leads(figures: Mapping[str, Mapping[str, Sampled]]) -> dict[str, dict[str, Any]]:
-    """Estimates by scorer, and the reward's paired lead over each other."""
+def _with_leads(figures: Mapping[str, Mapping[str, Sampled]], held: HeldOut) -> dict[str, dict[str, Any]]:
+    """Estimates by scorer, how many judged captions it gave a number, and the reward's paired lead over each other."""
+    own = held.kind(OWN)
     found: dict[str, dict[str, Any]] = {}
     for name, given in figures.items():
         found[name] = {figure: value.as_dict() for figure, value in given.items()}
+        found[name]["scored"] = {"captions": int(np.isfinite(held.scores[name][own]).sum()), "of": len(own)}
         if name != "reward":
             for lead, figure in (("reward_minus_this", "preference_accuracy"), ("tau_c_minus_this", "tau_c")):
                 found[name][lead] = figures["reward"][figure].minus(given[figure]).as_dict()

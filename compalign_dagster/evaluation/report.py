@@ -41,13 +41,17 @@ class Filtered:
 
 @dataclass(frozen=True)
 class Judged:
-    """Held-out judgements: annotation tables, scores of the test split by scorer, images left out."""
+    """Held-out judgements: annotation tables, scores of the test split by scorer, images left out.
+
+    `moved`: judgements moved the network that gives the reward's baselines too.
+    """
 
     images: pa.Table
     captions: pa.Table
     comparisons: pa.Table
     scores: Mapping[str, Scores]
     undecodable: int = 0
+    moved: bool = False
 
 
 def evaluate(
@@ -79,7 +83,7 @@ def evaluate(
         },
         "downstream": downstream,
         "leakage": leakage,
-        "notes": _notes(downstream, leakage),
+        "notes": _notes(downstream, leakage, judged.moved),
     }
 
 
@@ -124,7 +128,7 @@ def retrieval(
     return compare(train, arms, test, config, progress=progress), facts
 
 
-def _notes(downstream: Mapping[str, Any], leakage: Mapping[str, Any]) -> list[str]:
+def _notes(downstream: Mapping[str, Any], leakage: Mapping[str, Any], moved: bool) -> list[str]:
     notes = [
         "A retrieved caption counts as right when it reads like one of the image's own captions.",
         f"Every training set got the same network, {downstream['steps']} steps of "
@@ -132,6 +136,11 @@ def _notes(downstream: Mapping[str, Any], leakage: Mapping[str, Any]) -> list[st
         "images and seeds.",
         "The filtered sets are of equal size, within each budget of the policy.",
     ]
+    if moved:
+        notes.append(
+            "Cosine and ITM, also of the cosine-filtered set, are those of the network after judgements moved it; "
+            "the reward model's own page has its agreement with people beside those from before."
+        )
     if "cosine" not in downstream["arms"]:
         notes.append("No cosine-filtered set: the model in use gives no cosine for some pairs.")
     if leakage["removed_pairs"]:

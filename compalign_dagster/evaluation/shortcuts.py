@@ -3,7 +3,8 @@
 What belongs here: the checks, each a share with its interval that must lie above a mark. What does not:
 scoring the rows (`held_out.py`), and whether rewards compare across images (`reward.metrics`).
 
-A check that cannot be measured fails: nothing was shown. What a failure costs a crawl:
+A check that cannot be measured fails: nothing was shown. Neither do fewer than LEAST_IMAGES images show anything:
+all of a few may be right by chance, and their interval then has no width. What a failure costs a crawl:
 
 - shuffled_words: the caption must beat the same words in another order. A bag of words ties and fails: such a
   model keeps lists of keywords and garbled text as if they were sentences.
@@ -23,6 +24,7 @@ from compalign_dagster.evaluation.held_out import MISMATCHED, ON_BLANK, ON_PHOTO
 from compalign_dagster.statistics import Bootstrap, mean_of
 
 LEAST = 0.5  # chance; the interval must lie above it
+LEAST_IMAGES = 8  # that answer a check; all of so many are right by chance once in 256 times
 LENGTH_TOLERANCE = 0.1
 _MEANINGS = {
     "shuffled_words": "the caption beats the same words in another order",
@@ -34,8 +36,9 @@ _MEANINGS = {
 
 
 def shortcuts(held: HeldOut, better: np.ndarray, worse: np.ndarray, draws: Bootstrap) -> dict[str, dict[str, Any]]:
-    """By check: `figure` (estimate), `least`, `passed` (the interval lies above), `meaning`.
+    """By check: `figure` (estimate), `least`, `passed` (the interval lies above), `images`, `least_images`, `meaning`.
 
+    The figure of a check that fewer images than the least answer is not measured.
     `better` and `worse` [P] are rows of `held`: the untied comparisons.
     """
     length = np.array([len(row.text) for row in held.rows], np.float64)
@@ -53,7 +56,8 @@ def shortcuts(held: HeldOut, better: np.ndarray, worse: np.ndarray, draws: Boots
 def _check(name: str, held: HeldOut, right: np.ndarray, wrong: np.ndarray, draws: Bootstrap) -> dict[str, Any]:
     score = held.scores["reward"]
     figure = draws.nothing()
-    if len(right) and np.isfinite(score[right]).all() and np.isfinite(score[wrong]).all():
+    images = len(np.unique(held.image[right]))
+    if images >= LEAST_IMAGES and np.isfinite(score[right]).all() and np.isfinite(score[wrong]).all():
         figure = draws.figure(mean_of((score[right] > score[wrong]).astype(np.float64)), held.image[right])
     estimate = figure.as_dict()
     low = estimate["low"]
@@ -61,6 +65,8 @@ def _check(name: str, held: HeldOut, right: np.ndarray, wrong: np.ndarray, draws
         "figure": estimate,
         "least": LEAST,
         "passed": low is not None and low > LEAST,
+        "images": images,
+        "least_images": LEAST_IMAGES,
         "meaning": _MEANINGS[name],
     }
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
+from compalign_dagster.reward.blip_text import VisionAttention, cls_states
 from compalign_dagster.reward.config import RewardConfig
 from compalign_dagster.reward.data import TrainingData, texts
-from compalign_dagster.reward.head import RewardHead
+from compalign_dagster.reward.head import RewardHead, in_full
 from compalign_dagster.reward.joint import contrastive, hard_negatives, same
 from compalign_dagster.reward.model import HEADS, Outputs, RewardModel
-from compalign_dagster.reward.preprocessing import per_channel, squared, squashed
+from compalign_dagster.reward.preprocessing import per_channel, scaled_to, squared, squashed
 from compalign_dagster.reward.pretrained import (
     PREPROCESSING,
     TOKENIZER,
@@ -40,8 +41,7 @@ from compalign_dagster.reward.pretrained import (
     unusable,
 )
 from compalign_dagster.reward.tokenizer import train_tokenizer
-
-_ROWS_TOGETHER = 64  # captions
+from compalign_dagster.reward.uncertainty import Posterior
 
 
 class BlipReward(RewardModel):
@@ -60,10 +60,14 @@ class BlipReward(RewardModel):
     ) -> None:
         super().__init__()
         self.blip: Any = blip
+        for layer in self.blip.vision_model.encoder.layers:
+            layer.self_attn = VisionAttention(layer.self_attn)
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
+        self.image_side = scaled_to(preprocessing)
         limit = self._text_config.max_position_embeddings
         self.config = replace(config, max_caption_tokens=min(config.max_caption_tokens, limit))
         self.head = RewardHead(self._text_config.hidden_size, HEADS)
+        self.posterior = Posterior(len(self.last_layer()))
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(0.07))))  # BLIP's initial value
         self.register_buffer("mean", per_channel(preprocessing["image_mean"]), persistent=False)
         self.register_buffer("std", per_channel(preprocessing["image_std"]), persistent=False)
@@ -93,19 +97,27 @@ class BlipReward(RewardModel):
     def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
         ids, mask = self._tokens(captions)
         image_index = image_index.to(self.device)
-        fused = self._fused(ids, mask, image_states[image_index])
+        fused = self._fused(ids, mask, image_states, image_index)
         images, words = self._joint_images(image_states), self._joint_texts(ids, mask)
         heads = self.head(fused)
         return Outputs.of(
             heads[:, 0],
             criteria=self.seen_criteria(heads),
             cosine=(images[image_index] * words).sum(-1),
-            itm=self.blip.itm_head(fused).softmax(-1)[:, 1],
+            itm=self._matching(fused).softmax(-1)[:, 1],
+            reward_std=self.posterior(self.head.features(fused)),
         )
 
     def heads(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
         ids, mask = self._tokens(captions)
-        return self.head(self._fused(ids, mask, image_states[image_index.to(self.device)]))
+        return self.head(self._fused(ids, mask, image_states, image_index))
+
+    def features(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        ids, mask = self._tokens(captions)
+        return self.head.features(self._fused(ids, mask, image_states, image_index))
+
+    def last_layer(self) -> Tensor:
+        return self.head.last_layer()
 
     def joint_loss(
         self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
@@ -129,8 +141,8 @@ class BlipReward(RewardModel):
             of_text.append(own)
             match.append(alike[of_image[-1], own].long())
         rows = torch.cat(of_text)
-        fused = self._fused(ids[rows], mask[rows], image_states[torch.cat(of_image)])
-        return contrastive(logits, alike) + F.cross_entropy(self.blip.itm_head(fused), torch.cat(match))
+        fused = self._fused(ids[rows], mask[rows], image_states, torch.cat(of_image))
+        return contrastive(logits, alike) + F.cross_entropy(self._matching(fused), torch.cat(match))
 
     def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
         """All weights but the embeddings and the lower `frozen_share` of both towers' layers."""
@@ -166,32 +178,20 @@ class BlipReward(RewardModel):
         encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
-    def _fused(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
+    def _fused(self, ids: Tensor, mask: Tensor, image_states: Tensor, image_index: Tensor) -> Tensor:
         """h_CLS(text | image), [N, D]."""
-        return self._text_states(ids, mask, states)
+        return cls_states(self.blip.text_encoder, ids, mask, image_states, image_index)
 
-    def _text_states(self, ids: Tensor, mask: Tensor, states: Tensor | None) -> Tensor:
-        """States of [CLS]; on a CPU in parts of similar length, so that little is computed on padding."""
-        lengths = mask.sum(1)
-        size = len(ids) if self.device.type != "cpu" else _ROWS_TOGETHER
-        order = lengths.argsort(stable=True)
-        found = []
-        for rows in order.split(size):
-            longest = int(lengths[rows[-1]])
-            seen = None if states is None else states[rows]
-            text = self.blip.text_encoder(
-                input_ids=ids[rows, :longest],
-                attention_mask=mask[rows, :longest],
-                encoder_hidden_states=seen,
-            )
-            found.append(text.last_hidden_state[:, 0])
-        return torch.cat(found)[order.argsort()]
+    def _matching(self, fused: Tensor) -> Tensor:
+        """Logits of ITM, that the pair does not match and that it does, [N, 2]."""
+        with in_full(fused):
+            return self.blip.itm_head(fused.float())
 
     def _joint_images(self, image_states: Tensor) -> Tensor:
-        return F.normalize(self.blip.vision_proj(image_states[:, 0]), dim=-1)
+        return F.normalize(self.blip.vision_proj(image_states[:, 0]).float(), dim=-1)
 
     def _joint_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return F.normalize(self.blip.text_proj(self._text_states(ids, mask, None)), dim=-1)
+        return F.normalize(self.blip.text_proj(cls_states(self.blip.text_encoder, ids, mask)).float(), dim=-1)
 
 
 class TinyBlipReward(BlipReward):

@@ -36,6 +36,7 @@ def model_card(manifest: Manifest, metrics: Mapping[str, Any], record: Mapping[s
         _configuration(manifest),
         _figures(metrics),
         _calibration(metrics),
+        _uncertainty(record),
         _shortcuts(metrics),
         _over_long(manifest, metrics, record),
         _environment(manifest, record),
@@ -104,7 +105,7 @@ from compalign_dagster.reward.folder import load_model
 
 model = load_model(Path("model"))
 with torch.inference_mode():
-    image = model.prepare(decode(Path("image.jpg").read_bytes()))
+    image = model.prepare(decode(Path("image.jpg").read_bytes(), side=model.image_side))
     states = model.encode_images(image[None].to(model.device))
     captions = ["a caption", "another caption of the same image"]
     scores = model(states, captions, torch.zeros(len(captions), dtype=torch.int64))
@@ -212,6 +213,18 @@ P(a person says the caption fits) = sigmoid(slope x reward + offset), slope {_nu
 {_estimate(found["ece"])}."""
 
 
+def _uncertainty(record: Mapping[str, Any]) -> str:
+    found = record.get("uncertainty")
+    if not found:
+        return "## How sure a reward is\n\nNot measured: `reward_std` is NaN where no comparisons were held out."
+    return f"""## How sure a reward is
+
+`reward_std` is a standard deviation of the reward, given the judgements above: they decide some
+{_number(found.get("effective_weights"))} weights of the last layer, and the rest is left to a prior of precision
+{_number(found.get("precision"))}. It knows nothing of errors below the last layer, nor of those that all judges
+share."""
+
+
 def _shortcuts(metrics: Mapping[str, Any]) -> str:
     found = (metrics.get("evidence") or {}).get("shortcuts") or {}
     if not found:
@@ -219,7 +232,7 @@ def _shortcuts(metrics: Mapping[str, Any]) -> str:
     rows = [
         (
             _words(name),
-            "passed" if check.get("passed") else "FAILED",
+            "passed" if check.get("passed") else "FAILED" if _measured(check.get("figure")) else "not measured",
             _estimate(check.get("figure")),
             _number(check.get("least")),
             inert(check.get("meaning", "")),

@@ -26,7 +26,7 @@ from compalign_dagster.reward.data import TrainingData
 from compalign_dagster.reward.head import RewardHead
 from compalign_dagster.reward.joint import contrastive, same, sigmoid_contrast
 from compalign_dagster.reward.model import HEADS, Outputs, RewardModel
-from compalign_dagster.reward.preprocessing import per_channel, side_of, squared, understood
+from compalign_dagster.reward.preprocessing import per_channel, scaled_to, side_of, squared, understood
 from compalign_dagster.reward.pretrained import (
     PREPROCESSING,
     TOKENIZER,
@@ -42,6 +42,7 @@ from compalign_dagster.reward.pretrained import (
     split_head,
     unusable,
 )
+from compalign_dagster.reward.uncertainty import Posterior
 
 _NETWORK = "network"  # the submodule, and its folder
 _NETWORKS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
@@ -66,10 +67,18 @@ class DualHead(nn.Module):
         self.rest = RewardHead(2 * width, HEADS)
 
     def forward(self, image: Tensor, caption: Tensor) -> Tensor:
-        width = image.shape[-1]  # entries of unit vectors are about width ** -0.5
-        agreement = torch.cat([image * caption * width, (image - caption).abs() * width**0.5], dim=-1)
         cosine = (image * caption).sum(-1, keepdim=True)
-        return self.scale * (cosine - self.centre) + self.rest(agreement)
+        return self.scale * (cosine - self.centre) + self.rest(_agreement(image, caption))
+
+    def features(self, image: Tensor, caption: Tensor) -> Tensor:
+        """What every score is linear in: the cosine, then what the MLP's last layer reads, [N, K]."""
+        cosine = (image * caption).sum(-1, keepdim=True)
+        return torch.cat([cosine, self.rest.features(_agreement(image, caption))], dim=-1)
+
+    def last_layer(self) -> Tensor:
+        """The weights of the first score, [K]."""
+        first = self.rest.last_layer()
+        return torch.cat([self.scale[:1], first[:-1], first[-1:] - self.scale[:1] * self.centre[:1]])
 
 
 class DualReward(RewardModel):
@@ -82,6 +91,7 @@ class DualReward(RewardModel):
     def __init__(self, config: RewardConfig, network: Any, tokenizer: Any, preprocessing: dict[str, Any]) -> None:
         super().__init__()
         self.network, self.tokenizer, self.preprocessing = network, tokenizer, preprocessing
+        self.image_side = scaled_to(preprocessing)
         self.kind: str = network.config.model_type
         self.text_limit: int = network.config.text_config.max_position_embeddings
         self.config = replace(
@@ -97,6 +107,7 @@ class DualReward(RewardModel):
         bias = getattr(network, "logit_bias", None)
         centre = _CLIP_CENTRE if bias is None else float(-bias.detach() / network.logit_scale.detach().exp())
         self.head = DualHead(_width(network), centre)
+        self.posterior = Posterior(len(self.last_layer()))
         self.register_buffer("mean", per_channel(preprocessing["image_mean"]), persistent=False)
         self.register_buffer("std", per_channel(preprocessing["image_std"]), persistent=False)
 
@@ -130,16 +141,27 @@ class DualReward(RewardModel):
             found = self.network.get_image_features(
                 pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != vision.image_size
             )
-        return F.normalize(found.pooler_output, dim=-1)[:, None]
+        return F.normalize(found.pooler_output.float(), dim=-1)[:, None]
 
     def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
         """This backbone has no matching head: `itm` is NaN."""
         image, caption = self._vectors(image_states, captions, image_index)
         heads = self.head(image, caption)
-        return Outputs.of(heads[:, 0], criteria=self.seen_criteria(heads), cosine=(image * caption).sum(-1))
+        return Outputs.of(
+            heads[:, 0],
+            criteria=self.seen_criteria(heads),
+            cosine=(image * caption).sum(-1),
+            reward_std=self.posterior(self.head.features(image, caption)),
+        )
 
     def heads(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
         return self.head(*self._vectors(image_states, captions, image_index))
+
+    def features(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        return self.head.features(*self._vectors(image_states, captions, image_index))
+
+    def last_layer(self) -> Tensor:
+        return self.head.last_layer()
 
     def joint_loss(
         self, image_states: Tensor, captions: Sequence[str], near_misses: Sequence[str | None] = ()
@@ -196,13 +218,19 @@ class DualReward(RewardModel):
         found = self.network.get_text_features(
             input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"] if clip else None
         )
-        return F.normalize(found.pooler_output, dim=-1)
+        return F.normalize(found.pooler_output.float(), dim=-1)
 
     def _plain(self, captions: Sequence[str]) -> list[str]:
         """Captions as SigLIP's training had them; the tokenizers library alone does not do all of it."""
         if self.kind == "clip":
             return list(captions)
         return [" ".join(text.lower().translate(self._left_out).split()) for text in captions]
+
+
+def _agreement(image: Tensor, caption: Tensor) -> Tensor:
+    """Product and absolute difference of unit vectors [N, D], entries near 1 in size, [N, 2 D]."""
+    width = image.shape[-1]  # entries of unit vectors are about width ** -0.5
+    return torch.cat([image * caption * width, (image - caption).abs() * width**0.5], dim=-1)
 
 
 def _class(config: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ weights, as CycleReward does.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,4 +39,25 @@ class RewardHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """States [N, D] to scores [N, outputs]."""
-        return self.layers(states)
+        with in_full(states):
+            return self.layers(states.float())
+
+    def features(self, states: Tensor) -> Tensor:
+        """What the last layer reads of states [N, D], and a constant 1: every score is linear in these [N, K]."""
+        with in_full(states):
+            return with_constant(self.layers[:-1](states.float()))
+
+    def last_layer(self) -> Tensor:
+        """The weights [K] that make the first score of `features`."""
+        last: Any = self.layers[-1]
+        return torch.cat([last.weight[0], last.bias[:1]])
+
+
+def in_full(states: Tensor) -> torch.autocast:
+    """A context of full precision whatever the network before it has: rounded to bf16, close scores are ties."""
+    return torch.autocast(states.device.type, enabled=False)
+
+
+def with_constant(features: Tensor) -> Tensor:
+    """Rows [N, K] with a 1 at the end."""
+    return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)

@@ -27,6 +27,7 @@ class ImageLoader:
     prepare: Callable[[Image.Image], Tensor]
     cache_bytes: int
     encode: Callable[[Tensor], Tensor] | None = None  # of prepared images [B, ...], where that never changes
+    side: int = 0  # of `decode`
     rejected: dict[Place, str] = field(default_factory=dict)
     _kept: dict[Place, Tensor] = field(default_factory=dict)
     _used: int = 0
@@ -58,7 +59,7 @@ class ImageLoader:
         for place in places:
             shard, offset, length = place
             try:
-                read[place] = self.prepare(decode(members.read(self.shards[shard], offset, length)))
+                read[place] = self.prepare(decode(members.read(self.shards[shard], offset, length), side=self.side))
             except ImageRejected as error:
                 if strict:
                     raise
@@ -76,13 +77,13 @@ class ImageLoader:
 def loader_for(model: RewardModel, shards: Mapping[str, Shard], cache_mib: int) -> ImageLoader:
     """A loader of what `model.encode_images` takes, or of its states where those never change."""
     if not model.images_are_frozen:
-        return ImageLoader(shards, model.prepare, cache_mib << 20)
+        return ImageLoader(shards, model.prepare, cache_mib << 20, side=model.image_side)
 
     def states(batch: Tensor) -> Tensor:
         with torch.no_grad():
             return model.encode_images(batch.to(model.device)).cpu()
 
-    return ImageLoader(shards, model.prepare, cache_mib << 20, encode=states)
+    return ImageLoader(shards, model.prepare, cache_mib << 20, encode=states, side=model.image_side)
 
 
 def states_of(model: RewardModel, images: ImageLoader, places: Sequence[Place]) -> Tensor:

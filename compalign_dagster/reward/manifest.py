@@ -15,7 +15,7 @@ from typing import Any
 from compalign_dagster.errors import InputError
 from compalign_dagster.versions import digest_bytes, digest_file, digest_json
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, METRICS, RECORD, CARD = "model.json", "metrics.json", "record.json", "README.md"
 _DESCRIPTIONS = frozenset({METRICS, RECORD, CARD})  # change no score
 _MACHINE = frozenset({"threads", "cache_mib", "processes", "checkpoint_every"})  # of the configuration, likewise

@@ -154,13 +154,14 @@ def cross_auc(score: np.ndarray, upper: np.ndarray, group: np.ndarray, draws: Bo
     return draws.figure(Concordance(score, upper).auc, group)
 
 
-def across_images(metrics: Mapping[str, Any]) -> tuple[bool, str]:
+def across_images(metrics: Mapping[str, Any], *, beyond_interval: bool = False) -> tuple[bool, str]:
     """Whether rewards that rank captions of one image also compare across images, and why in one sentence.
 
     Rewards with an offset for each image rank captions within an image as before, while a global cut over
     them is meaningless. So the separation across images (AUC - 1/2) is held against the separation of the
     same captions within their images: of matched against mismatched captions and, where people rated, of
-    what they accept against what they refuse. At least LEAST_KEPT of the first must be left.
+    what they accept against what they refuse. At least LEAST_KEPT of the first must be left, and with
+    `beyond_interval` at the lower end of its interval too: few images then show too little, and that refuses.
     The second is told and does not decide: what people accept differs between images for any scorer.
     """
     figures = (metrics.get("evidence") or {}).get("across_images") or {}
@@ -173,13 +174,17 @@ def across_images(metrics: Mapping[str, Any]) -> tuple[bool, str]:
         f"Matched captions beat mismatched ones in {within:.1%} of pairs within an image and in {across:.1%} across "
         f"images: {kept['value']:.0%} of the separation is left"
     )
+    low = kept.get("low")
+    if beyond_interval and low is not None:
+        said += f" (95 % interval from {low:.0%})"
     human = (figures.get("human") or {}).get("kept") or {}
     if human.get("value") is not None:
         said += f", and {human['value']:.0%} of that between what people accept and refuse"
     least = float(figures.get("least", LEAST_KEPT))
     if within <= 0.5:
         return False, f"{said}; the rewards do not tell matched captions even within an image."
-    if kept["value"] < least:
+    lowest = low if beyond_interval else kept["value"]
+    if lowest is None or not lowest >= least:
         return False, f"{said}; at least {least:.0%} is needed, or a cut over all images means nothing."
     return True, f"{said}."
 

@@ -19,6 +19,7 @@ from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
 from compalign_dagster.reward.data import CrawlPair, TrainingData
+from compalign_dagster.reward.uncertainty import Posterior
 
 if TYPE_CHECKING:
     from compalign_dagster.reward.loading import ImageLoader
@@ -40,13 +41,14 @@ class Outputs:
     cosine: Tensor  # [N], of image and caption in the joint space
     itm: Tensor  # [N], probability that image and caption match
     label_free: Tensor  # [N], the best score without any human label, where that is more than cosine or itm
+    reward_std: Tensor  # [N], standard deviation of `reward` given what the head learned from (`uncertainty.py`)
 
     @classmethod
     def of(cls, reward: Tensor, *, criteria: Tensor | None = None, **scores: Tensor) -> Self:
         """These values as float32, and NaN for the others."""
         nothing = torch.full_like(reward, torch.nan, dtype=torch.float32)
         criteria = nothing[:, None].expand(-1, len(CRITERIA)) if criteria is None else criteria.float()
-        rest = {name: scores.pop(name, nothing).float() for name in ("cosine", "itm", "label_free")}
+        rest = {name: scores.pop(name, nothing).float() for name in ("cosine", "itm", "label_free", "reward_std")}
         if scores:
             raise TypeError(f"unknown scores {sorted(scores)}")
         return cls(reward.float(), criteria, **rest)
@@ -56,11 +58,13 @@ class RewardModel(nn.Module, ABC):
     """A scalar for an image and a caption, one for each criterion, and the baselines of its backbone."""
 
     name: ClassVar[str]  # the backbone's name
+    image_side: int = 0  # px; `decode` an image for `prepare` with it; 0 where that wants every pixel
     images_are_frozen: bool = False  # nothing trains in encode_images: its output may be cached
     reads_crawl: ClassVar[bool] = False  # learn_crawl does something
     config: RewardConfig
     trained_criteria: Tensor  # bool [4]; which criteria had ratings; set by training
     calibration: Tensor  # float64 [2]; slope and offset of `human_fit`, NaN where no ratings were held out
+    posterior: Posterior  # of the reward's last layer, NaN until training has fitted it
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +80,7 @@ class RewardModel(nn.Module, ABC):
     def prepare(self, image: Image.Image) -> Tensor:
         """One decoded RGB image as `encode_images` takes it, on the CPU; uint8 where that is enough.
 
-        All prepared images have one shape, so that they stack.
+        All prepared images have one shape, so that they stack. Several threads may prepare at once.
         """
 
     @abstractmethod
@@ -103,6 +107,17 @@ class RewardModel(nn.Module, ABC):
         A criterion's score is sigmoid^-1 of its rating as (rating - 1) / 4. Columns that never saw a
         rating mean nothing; `forward` hides them.
         """
+
+    def features(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        """What the overall reward is linear in, with a constant 1, [N, K]: see `uncertainty.py`.
+
+        Needed of a backbone that is trained, with `last_layer` and a `posterior` of that width.
+        """
+        raise NotImplementedError(f"{self.name} has no last layer to be unsure of")
+
+    def last_layer(self) -> Tensor:
+        """The weights [K] that make the overall reward of `features`."""
+        raise NotImplementedError(f"{self.name} has no last layer to be unsure of")
 
     def learn_crawl(self, images: "ImageLoader", pairs: Sequence[CrawlPair], *, progress: Progress) -> None:
         """Stage 0 at once, in closed form, from crawl pairs without labels; most backbones do nothing."""

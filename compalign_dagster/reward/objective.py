@@ -5,7 +5,7 @@ What belongs here: which terms there are and what they weigh. What does not: the
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from compalign_dagster.reward.losses import (
 )
 from compalign_dagster.reward.model import RewardModel
 from compalign_dagster.reward.nearmiss import Substitutes
+from compalign_dagster.reward.uncertainty import Group
 
 LEAST_SPREAD = 1e-3
 
@@ -86,8 +87,27 @@ class Objective(nn.Module):
         """The scalar loss of a micro-batch."""
         terms, _, _ = self._terms(group)
         self.terms = {name: value.detach() for name, value in terms.items()}
-        weighted = [self.weights[name] * value for name, value in terms.items() if self.weights[name]]
-        return sum(weighted, start=torch.zeros(()))
+        return self._weighted(terms)
+
+    def of_rewards(self, rewards: Tensor, batch: PairBatch) -> Tensor:
+        """The part of that loss that depends on the overall rewards [N] of the batch. Scalar, differentiable twice."""
+        return self._weighted(self._reward_terms(rewards, batch))
+
+    def last_layer(self, images: Sequence[JudgedImage]) -> Iterator[Group]:
+        """Groups of images in fixed order: how many, features [N, K] and rewards [N] of the rows, and the batch.
+
+        On the CPU, float32, without gradients. Leaves the model in evaluation mode.
+        """
+        self.model.eval()
+        size = max(2, self.model.config.batch_images)
+        for start in range(0, len(images), size):
+            group = images[start : start + size]
+            batch = self._batch(group)
+            with torch.no_grad():
+                states = states_of(self.model, self.images, [image.place for image in group])
+                features = self.model.features(states, batch.captions, batch.image_index).float()
+                rewards = features @ self.model.last_layer()
+            yield len(group), features.cpu(), rewards.cpu(), batch
 
     def validate(self, split: Sequence[JudgedImage]) -> Validation:
         """The terms over a split, in groups of fixed order. Leaves the model in evaluation mode."""
@@ -133,21 +153,33 @@ class Objective(nn.Module):
 
     def _terms(self, group: Sequence[JudgedImage]) -> tuple[dict[str, Tensor], Tensor, PairBatch]:
         """The terms in use, and the overall reward of every row of the batch."""
-        config = self.model.config
-        anchors = self.weights["anchor"]
-        batch = flatten(group, config.mismatches if anchors else 0, self._near_miss())
+        batch = self._batch(group)
         heads = self._heads(group, batch)
         rewards = heads[:, 0]
-        terms = {"preference": preference_loss(rewards, batch)}
-        if anchors:
-            terms["anchor"] = anchor_loss(rewards, batch)
-            if config.hard_negatives:
-                terms["anchor"] = terms["anchor"] + config.hard_negatives * hard_loss(rewards, batch)
-        if self.weights["rating"]:
-            terms["rating"] = rating_loss(rewards, batch)
+        terms = self._reward_terms(rewards, batch)
         if self.weights["criteria"]:
             terms["criteria"] = criteria_loss(heads[:, 1:], batch)
         return terms, rewards, batch
+
+    def _reward_terms(self, rewards: Tensor, batch: PairBatch) -> dict[str, Tensor]:
+        """The terms in use that read the overall reward [N], which is all but the criteria."""
+        terms = {"preference": preference_loss(rewards, batch)}
+        if self.weights["anchor"]:
+            terms["anchor"] = anchor_loss(rewards, batch)
+            hard = self.model.config.hard_negatives
+            if hard:
+                terms["anchor"] = terms["anchor"] + hard * hard_loss(rewards, batch)
+        if self.weights["rating"]:
+            terms["rating"] = rating_loss(rewards, batch)
+        return terms
+
+    def _weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        weighted = [self.weights[name] * value for name, value in terms.items() if self.weights[name]]
+        return sum(weighted, start=torch.zeros(()))
+
+    def _batch(self, group: Sequence[JudgedImage]) -> PairBatch:
+        mismatches = self.model.config.mismatches if self.weights["anchor"] else 0
+        return flatten(group, mismatches, self._near_miss())
 
     def _heads(self, group: Sequence[JudgedImage], batch: PairBatch) -> Tensor:
         """Scores of all rows on the CPU, float32 [N, 5]; each image is encoded once."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.config import RewardConfig
 from compalign_dagster.reward.data import CrawlPair, TrainingData
+from compalign_dagster.reward.head import in_full, with_constant
 from compalign_dagster.reward.loading import ImageLoader
 from compalign_dagster.reward.model import HEADS, Outputs, Progress, RewardModel
 from compalign_dagster.reward.offline_crawl import MOST_IMAGES, CrawlMemory
@@ -31,6 +32,7 @@ from compalign_dagster.reward.offline_features import (
     pixels,
     weights,
 )
+from compalign_dagster.reward.uncertainty import Posterior
 
 __all__ = ["OfflineReward", "frozen_features", "text_features"]
 
@@ -55,7 +57,16 @@ class AgreementHead(nn.Module):
 
     def forward(self, agreements: Tensor, products: Tensor) -> Tensor:
         """Agreements [N, 2] and products of unit vectors [N, 384] to scores [N, 5]."""
-        return agreements @ self.gain.T + products * TEXT_FEATURES**0.5 @ self.direction.T + self.offset
+        with in_full(agreements):
+            return agreements @ self.gain.T + products * TEXT_FEATURES**0.5 @ self.direction.T + self.offset
+
+    def features(self, agreements: Tensor, products: Tensor) -> Tensor:
+        """What every score is linear in, [N, 387]: the agreements, the products at their scale, and a constant 1."""
+        return with_constant(torch.cat([agreements, products * TEXT_FEATURES**0.5], dim=1))
+
+    def last_layer(self) -> Tensor:
+        """The weights of the first score, [387]."""
+        return torch.cat([self.gain[0], self.direction[0], self.offset[:1]])
 
 
 class OfflineReward(RewardModel):
@@ -70,6 +81,7 @@ class OfflineReward(RewardModel):
         self.config = config
         self.crawl = CrawlMemory()
         self.agreement = AgreementHead()
+        self.posterior = Posterior(len(self.last_layer()))
         self.frozen: Encoders = encoders(config.max_caption_tokens)
 
     @classmethod
@@ -128,10 +140,17 @@ class OfflineReward(RewardModel):
             criteria=self.seen_criteria(heads),
             cosine=products.sum(1),
             label_free=agreements[:, 0] + _NEIGHBOURS_SHARE * agreements[:, 1],
+            reward_std=self.posterior(self.agreement.features(agreements, products)),
         )
 
     def heads(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
         return self.agreement(*self._compare(image_states, captions, image_index))
+
+    def features(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Tensor:
+        return self.agreement.features(*self._compare(image_states, captions, image_index))
+
+    def last_layer(self) -> Tensor:
+        return self.agreement.last_layer()
 
     def parameter_groups(self, frozen_share: float) -> list[dict[str, Any]]:
         """Stage 1 trains the reward head alone; what the crawl taught stays."""

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from compalign_dagster.errors import InputError
 from compalign_dagster.reward.offline_features import (
+    CODE_VERSION,
     IMAGE_FEATURES,
     IMAGE_PX,
     TEXT_FEATURES,
@@ -40,10 +42,9 @@ class Encoders:
         self.max_tokens = max_tokens
         self._image_net: ImageNet | None = None
         self._text_net: TextNet | None = None
-        self.image_memory = FeatureMemory(
-            f"image-{digest_json([item.sha256 for item in images])[:12]}", IMAGE_FEATURES, folder=folder
-        )
-        text_name = digest_json([text.sha256, vocabulary.sha256, max_tokens])[:12]
+        image_name = digest_json([CODE_VERSION, *(item.sha256 for item in images)])[:12]
+        self.image_memory = FeatureMemory(f"image-{image_name}", IMAGE_FEATURES, folder=folder)
+        text_name = digest_json([CODE_VERSION, text.sha256, vocabulary.sha256, max_tokens])[:12]
         self.text_memory = FeatureMemory(f"text-{text_name}", TEXT_FEATURES, folder=folder)
 
     @property
@@ -80,9 +81,22 @@ def remember_in(folder: Path | None) -> None:
     """Keep features in `folder` too, for other processes; None keeps them in memory only.
 
     A feature depends on its image or caption alone, so that nothing but time changes by this. Takes
-    effect for encoders made afterwards.
+    effect for encoders made afterwards. Some 10 kB an image and 1.5 kB a caption; of either at most about 512 MiB.
+    `InputError` where nothing can be written.
     """
     global _folder
+    if folder == _folder:
+        return
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"folder of features {folder}",
+            expected="a folder of this machine that can be written",
+            found=error.strerror or str(error),
+            remedy="Name another one, or none to keep features in memory.",
+        ) from error
     _folder = folder
     encoders.cache_clear()
 

@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from compalign_dagster.errors import InputError
 from compalign_dagster.versions import digest_file
 
+CODE_VERSION = 1  # raise it when the same weights and input give other features: those kept in files are then unknown
 IMAGE_PX = 260  # the input size EfficientNet-Lite2 was trained for
 IMAGE_FEATURES = 2 * 1280  # of both networks
 TEXT_FEATURES = 384

@@ -65,6 +65,11 @@ def side_of(how: Mapping[str, Any]) -> int:
     return how.get("crop_size", how["size"])["height"]
 
 
+def scaled_to(how: Mapping[str, Any]) -> int:
+    """What the image's shorter side is scaled to before anything is cut off, px."""
+    return how["size"].get("shortest_edge", side_of(how))
+
+
 def squared(image: Image.Image, how: Mapping[str, Any]) -> Tensor:
     """Pixels uint8 [3, S, S]."""
     image, resample, side = image.convert("RGB"), Image.Resampling(how["resample"]), side_of(how)

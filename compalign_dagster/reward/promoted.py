@@ -6,14 +6,17 @@ A roll-back is a decision like any other, to the model before, without a gate.
 
 import getpass
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.decisions import Decision
 from compalign_dagster.errors import CompalignError, InputError, PromotionRefusedError
+from compalign_dagster.reward.manifest import verified
 from compalign_dagster.reward.promotion import Claim
 from compalign_dagster.store import Store
 
@@ -134,7 +137,7 @@ def require_claims(model: Artifact, claims: Sequence[Claim]) -> None:
 def roll_back(store: Store, reason: Reason) -> Decision:
     """Move the pointer back to the model before, as a new decision; again for the one before that.
 
-    `InputError` when there is none. The model's files are verified first.
+    `InputError` when there is none, or when this release cannot read it. The model's files are verified first.
     """
     made = decisions.history(store, DECISION)
     earlier = _before(made)
@@ -147,8 +150,24 @@ def roll_back(store: Store, reason: Reason) -> Decision:
             remedy="`compalign promote --history` lists the promotions.",
         )
     model.verify()
+    _require_readable(model)
     value = {**_pointer(model, reason), "action": "roll back", "restores": _restores(earlier)}
     return decisions.decide(store, DECISION, value, after=made[-1].version)
+
+
+def _require_readable(model: Artifact) -> None:
+    """Refuse a model of another format now, by its version, and not when it is to score."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            verified(model.checkout(Path(temporary, "model")))
+        except InputError as error:
+            raise InputError(
+                f"model {model.facts['model_version'][:16]}, promoted before the one in use",
+                expected=error.expected,
+                found=error.found,
+                remedy="Roll back with the release that wrote it, or promote another model: "
+                "`compalign promote --history` lists them.",
+            ) from error
 
 
 def history(store: Store) -> list[Decision]:

@@ -86,12 +86,12 @@ def _above(metrics: Mapping[str, Any], name: str, least: float, meaning: str) ->
 def _across_images(metrics: Mapping[str, Any]) -> Claim:
     from compalign_dagster.reward.metrics import across_images
 
-    return "rewards compare across images", *across_images(metrics)
+    return "rewards compare across images", *across_images(metrics, beyond_interval=True)
 
 
 def _gains(scorers: Mapping[str, Any], least: float) -> Iterator[Claim]:
     """The reward against every score that stands beside it, on the same comparisons of the same images."""
-    absent = {name for name in _OF_THE_BACKBONE if _absent((scorers.get(name) or {}).get("preference_accuracy"))}
+    absent = {name for name in _OF_THE_BACKBONE if _absent(scorers.get(name) or {})}
     excused = absent if len(absent) < len(_OF_THE_BACKBONE) else set()  # without any there is nothing to be better than
     for name in sorted({*BASELINES, *scorers} - {"reward"}, key=lambda name: (name not in BASELINES, name)):
         claim = f"agrees with people more than {name}: gain above {least:+g}"
@@ -101,12 +101,24 @@ def _gains(scorers: Mapping[str, Any], least: float) -> Iterator[Claim]:
         elif name in excused:
             yield claim, True, "the backbone has no such score"
         else:
-            yield _gain(claim, entry.get("reward_minus_this"), least, name)
+            yield _gain(claim, entry.get("reward_minus_this"), least, name, _unscored(entry))
 
 
-def _absent(own: Any) -> bool:
-    """Whether a scorer's own figure says that the backbone has no such score; one that is missing says nothing."""
-    return isinstance(own, Mapping) and own.get("value") is None
+def _absent(entry: Mapping[str, Any]) -> bool:
+    """Whether the backbone has no such score: its figure has no value, and it gave no caption a number.
+
+    A figure that is missing says nothing. One that broke on some captions is not absent.
+    """
+    own = entry.get("preference_accuracy")
+    given = (entry.get("scored") or {}).get("captions")
+    return isinstance(own, Mapping) and own.get("value") is None and not given
+
+
+def _unscored(entry: Mapping[str, Any]) -> str:
+    """How many captions a scorer gave no number, in words; nothing where it gave all or was not counted."""
+    scored = entry.get("scored") or {}
+    captions, of = scored.get("captions"), scored.get("of")
+    return f" It is not a number for {of - captions:,} of {of:,} captions." if of and captions < of else ""
 
 
 def _promoted(against: Mapping[str, Any], gate: Gate) -> Iterator[Claim]:
@@ -120,9 +132,9 @@ def _promoted(against: Mapping[str, Any], gate: Gate) -> Iterator[Claim]:
         yield _enough(against.get("images"), gate.min_images, "images held out for the promoted model too")
 
 
-def _gain(claim: str, estimate: Any, least: float, other: str) -> Claim:
+def _gain(claim: str, estimate: Any, least: float, other: str, unscored: str = "") -> Claim:
     if not _whole(estimate):
-        return claim, False, f"No gain over {other} on the same held-out images was measured."
+        return claim, False, f"No gain over {other} on the same held-out images was measured.{unscored}"
     if estimate["low"] > least:
         return claim, True, figure(estimate, "+")
     why = f"Preference accuracy minus that of {other}, on the same held-out images, is {figure(estimate, '+')}"
@@ -147,14 +159,21 @@ def _shortcuts(checks: Mapping[str, Any], told: Collection[str]) -> Iterator[Cla
         if check is None:
             yield f"takes no shortcut: {name}", False, f"The shortcut check {name} was not made."
             continue
-        passed = check.get("passed") is True
-        found = figure(check["figure"]) if _whole(check.get("figure")) else "no figure"
-        meaning = check.get("meaning") or name
+        passed, found = check.get("passed") is True, _shown(check)
         if name in told:
-            yield f"takes no shortcut: {name} (told, does not decide)", True, found if passed else f"failed: {found}"
+            yield f"takes no shortcut: {name} (told, does not decide)", True, found
             continue
-        why = found if passed else f"The shortcut check {name} failed ({meaning}): {found}."
+        why = found if passed else f"The shortcut check {name} ({check.get('meaning') or name}) {found}."
         yield f"takes no shortcut: {name}", passed, why
+
+
+def _shown(check: Mapping[str, Any]) -> str:
+    """A shortcut check's figure, and whether it failed or could not be made."""
+    if _whole(check.get("figure")):
+        return f"{'' if check.get('passed') is True else 'failed: '}{figure(check['figure'])}"
+    least = check.get("least_images")
+    few = f": {check['images']} images can show it, at least {least} are needed" if least else ""
+    return f"was not measured{few}"
 
 
 def _not_stuck(metrics: Mapping[str, Any]) -> Claim:

@@ -30,6 +30,7 @@ from compalign_dagster.reward.objective import Objective
 from compalign_dagster.reward.pretraining import JointLoss, crawl_pairs
 from compalign_dagster.reward.record import data_version, record_of, work_of
 from compalign_dagster.reward.stages import PRETRAIN, Stages
+from compalign_dagster.reward.uncertainty import fit_posterior
 from compalign_dagster.reward.workers import together
 from compalign_dagster.store import open_store
 
@@ -138,12 +139,17 @@ def _train(
         stages.facts["before"] = [
             [name, *place, value] for part in found for name, row in part.items() for place, value in row.items()
         ]
-    watch, curves = learn(stages, Objective(model, images, splits["train"]), splits, joint)
+    objective = Objective(model, images, splits["train"])
+    stages.facts.setdefault("start", model.last_layer().tolist())
+    watch, curves = learn(stages, objective, splits, joint)
     model.eval()
     if not leading:
         return Trained(model, {}, {}, 0.0, {})
 
     _calibrate(model, images, splits["validation"], data)
+    fitted = fit_posterior(
+        objective, objective.useful(splits["train"]), splits["validation"], torch.tensor(stages.facts["start"])
+    )
     before: dict[str, dict[tuple[str, str], float]] = {}
     for name, image_id, caption, value in stages.facts["before"]:
         before.setdefault(name, {})[image_id, caption] = value
@@ -154,6 +160,9 @@ def _train(
     counts |= _over_long(model, splits, pairs) | {"images_rejected": len(images.rejected)}
     curves |= {PRETRAIN: stages.facts.get(PRETRAIN, [])}
     record = record_of(model, data, version, counts, curves, images.rejected)
+    if fitted:
+        model.posterior.factor.copy_(fitted.factor)
+        record["uncertainty"] = {"precision": fitted.precision, "effective_weights": fitted.effective_weights}
     seconds = time.monotonic() - started
     logger.info("trained %s in %.0f s", model.name, seconds)
     return Trained(model, metrics, record, seconds, before, kept)

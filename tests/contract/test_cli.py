@@ -343,6 +343,23 @@ class TestTrainAndScore:
         refused = rows(tmp_path / "scores.quarantine.parquet")
         assert [row["reason"] for row in refused] == ["image_truncated", "image_unusable"]
 
+    @pytest.mark.parametrize("verb", ["train", "score"])
+    def test_frozen_features_are_kept_where_the_option_says(self, verb, model, judged, landing, compalign, monkeypatch):
+        from compalign_dagster.reward import offline_encoders
+
+        monkeypatch.setattr(offline_encoders, "_folder", None)
+        folder, out = judged / f"features-{verb}", judged / f"again-{verb}"
+        asked = {
+            "train": ["--annotations", judged / "labels.jsonl", "--shards", judged / "shards",
+                      "--config", judged / "tiny.json"],
+            "score": ["--model", model[0], "--shards", landing],
+        }  # fmt: skip
+        assert compalign(verb, *asked[verb], "--out", out, "--features", folder, "--device", "cpu").code == 0
+        assert folder.is_dir()
+        assert offline_encoders._folder == folder
+        monkeypatch.undo()
+        offline_encoders.encoders.cache_clear()
+
     def test_scores_can_be_kept_from(self, model, landing, tmp_path, compalign):
         arguments = ("--shards", landing, "--out", tmp_path / "s.parquet", "--strict")
         assert compalign("score", "--model", model[0], *arguments).code == 1

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import dagster as dg
 import pytest
 
 from compalign_dagster import artifacts, decisions, latest, parquet
@@ -190,6 +191,39 @@ def test_roll_back_is_one_command_without_a_gate_and_a_new_decision(here, promot
     assert code == 2
     assert "promoted before the one in use" in err, "there is nothing before the first"
     assert decisions.current(here.store, "promoted_model").version == 3
+
+
+def test_dagster_is_told_of_a_promotion_and_a_roll_back_where_the_profile_has_an_instance(here, promote, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", os.environ.get("DAGSTER_HOME", ""))  # put back, and the one below, afterwards
+    monkeypatch.setenv("GX_ANALYTICS_ENABLED", "false")
+    first = here.train(ColourReward(0.0))
+    promoted.promote(here.store, first, UNASKED, promoted.Reason("x", "the first"), now=None)
+    second = here.train(ColourReward())
+    here.settings.dagster_home.mkdir()
+    assert promote("--reason", "better")[0] == 0
+    assert promote("--roll-back", "--reason", "kept too many posters")[0] == 0
+    with dg.DagsterInstance.get() as instance:
+        told = instance.fetch_materializations(dg.AssetKey("promoted_model"), limit=9).records
+    assert [event.asset_materialization.metadata["why"].value for event in told] == ["kept too many posters", "better"]
+    versions = [event.asset_materialization.tags["dagster/data_version"] for event in told]
+    assert versions == [first.data_version, second.data_version]
+
+
+def test_a_roll_back_to_a_model_of_another_format_is_refused_by_name(here, promote):
+    """The planted bug: were the files not read here, the pointer would move and every scoring fail after it."""
+    files = {"reward.json": b"{}", "w.safetensors": b"x"}
+    facts = {"model_version": "ab" * 32, "metrics": {}, "device": "cpu"}
+    old = artifacts.publish(
+        here.store, "reward_model", "c" * 32, files, code_version=1, inputs=[], config={}, facts=facts
+    )
+    promoted.promote(here.store, old, UNASKED, promoted.Reason("x", "of the first release"), now=None)
+    second = here.train(ColourReward())
+    promoted.promote(here.store, second, UNASKED, promoted.Reason("x", "y"), now=promoted.in_force(here.store))
+    code, _, err = promote("--roll-back")
+    assert code == 2
+    assert "model abababababababab, promoted before the one in use" in err
+    assert "format 1" in err
+    assert in_force(here)["manifest"] == second.manifest_key
 
 
 def test_rolling_back_twice_goes_back_twice_and_promoting_starts_anew(here):

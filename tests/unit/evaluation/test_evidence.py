@@ -1,3 +1,4 @@
+import copy
 import json
 from functools import partial
 
@@ -22,8 +23,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evidence(data):
+def measured(data):
     return evidence_of(Seeing(), data)
+
+
+@pytest.fixture
+def evidence(measured):
+    return copy.deepcopy(measured)
 
 
 def ratings_in_long_form(data, held):
@@ -47,7 +53,10 @@ def test_every_scorer_has_every_figure_and_what_cannot_be_measured_says_so(evide
     }
     for name, given in evidence["scorers"].items():
         leads = set() if name == "reward" else {"reward_minus_this", "tau_c_minus_this"}
-        assert set(given) == figures | leads
+        assert set(given) == figures | leads | {"scored"}
+    own = 3 * evidence["images"]
+    assert evidence["scorers"]["itm"].pop("scored") == {"captions": 0, "of": own}
+    assert evidence["scorers"]["cosine"]["scored"] == {"captions": own, "of": own}
     assert all(value == NOTHING for value in evidence["scorers"]["itm"].values())
     json.dumps(evidence, allow_nan=False)
 
@@ -146,6 +155,17 @@ def test_a_model_whose_rewards_carry_an_offset_of_each_image_fails_although_it_r
     passed, said = across_images({"evidence": found})
     assert not passed
     assert "a cut over all images means nothing" in said
+
+
+def test_beyond_the_interval_few_images_are_not_enough(evidence):
+    matched = evidence["across_images"]["matched"]
+    matched["kept"] |= {"value": 0.9, "low": 0.7}
+    assert across_images({"evidence": evidence})[0]
+    passed, said = across_images({"evidence": evidence}, beyond_interval=True)
+    assert not passed
+    assert "95 % interval from 70%" in said
+    matched["kept"] |= {"low": None}
+    assert not across_images({"evidence": evidence}, beyond_interval=True)[0]
 
 
 def test_what_was_not_measured_does_not_pass():

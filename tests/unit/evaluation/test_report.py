@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,13 @@ def test_evaluation_images_that_were_judged_are_left_out_and_counted(crawl):
     left = report["leakage"]["evaluation_pairs"] - report["leakage"]["removed_pairs"]
     assert report["downstream"]["test_captions"] == left
     assert any("left out" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_baselines_of_a_network_that_judgements_moved_are_reported_as_such(crawl, moved):
+    filtered, evaluation = crawl
+    notes = evaluate(filtered, replace(judged(["j1"]), moved=moved), evaluation, CONFIG)["notes"]
+    assert any("after judgements moved it" in note for note in notes) == moved
 
 
 def test_only_judgements_of_test_images_count(crawl):

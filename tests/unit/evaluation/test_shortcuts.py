@@ -13,6 +13,7 @@ from compalign_dagster.evaluation.held_out import (
     score_held_out,
     written,
 )
+from compalign_dagster.evaluation.shortcuts import LEAST_IMAGES
 from compalign_dagster.evaluation.text_only import fit_text_only
 from compalign_dagster.images import decode
 from tests.support.seeing import Seeing, seen
@@ -21,7 +22,7 @@ from tests.support.tiny_reward import square, tiny_data
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("tiny"), judged=120, rated=True)
+    return tiny_data(tmp_path_factory.mktemp("tiny"), judged=240, rated=True)
 
 
 def checks(data, rule=seen):
@@ -54,6 +55,15 @@ def test_a_check_that_cannot_be_measured_fails(tmp_path):
     found = checks(tiny_data(tmp_path, judged=10))  # one test image: nothing of other images to compare with
     assert found["fluent_wrong"]["figure"]["n"] == 0
     assert not found["fluent_wrong"]["passed"]
+
+
+def test_a_check_over_a_few_images_proves_nothing_though_all_of_them_are_right(tmp_path, monkeypatch):
+    few = tiny_data(tmp_path, judged=60, rated=True)
+    found = checks(few)["shuffled_words"]
+    assert found["images"] == 6 < found["least_images"] == LEAST_IMAGES
+    assert (found["figure"]["value"], found["figure"]["n"], found["passed"]) == (None, 0, False)
+    monkeypatch.setattr("compalign_dagster.evaluation.shortcuts.LEAST_IMAGES", 0)  # the planted bug
+    assert checks(few)["shuffled_words"]["passed"]
 
 
 def test_rows_are_own_captions_wrong_ones_and_spoiled_ones_of_every_image(data):

@@ -132,6 +132,8 @@ def test_what_was_not_measured_is_said_to_be_so(tmp_path):
     assert "not recorded" in section(card, "Training data")
     assert not ModelCard(card).data.eval_results
     lost = {**good(), "evidence": {**good()["evidence"], "shortcuts": {"x": {"passed": False}}}}
+    assert "| x | not measured |" in model_card(manifest, lost, {})
+    lost["evidence"]["shortcuts"]["x"]["figure"] = good()["preference_accuracy"]
     assert "| x | FAILED |" in model_card(manifest, lost, {})
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.reward import offline, offline_crawl, offline_features
+from compalign_dagster.reward import offline, offline_crawl, offline_encoders, offline_features
 from compalign_dagster.reward.config import reward_config
 from compalign_dagster.reward.folder import load_model, save_model
 from compalign_dagster.reward.model import no_progress
@@ -49,6 +49,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_crawl_is_known(monkeypatch):
+    monkeypatch.setattr(offline_crawl, "_last", None)
 
 
 @pytest.fixture
@@ -178,12 +183,47 @@ def test_a_copy_of_an_image_elsewhere_in_the_crawl_does_not_vouch_for_it(model, 
     assert strange_gain(learned(model, pairs)) > 1  # the planted bug: each copy is an image of its own
 
 
-def test_learning_a_crawl_repeats_and_does_not_depend_on_the_order_of_pairs(model):
+def test_learning_a_crawl_repeats_and_does_not_depend_on_the_order_of_pairs(model, monkeypatch):
     first = learned(model, noisy_crawl()).crawl.state_dict()
+    monkeypatch.setattr(offline_crawl, "_last", None)
     again = learned(model, noisy_crawl()[::-1]).crawl.state_dict()
     assert first.keys() == again.keys()
     for name, value in first.items():
         torch.testing.assert_close(value, again[name], atol=0, rtol=0)
+
+
+def crawl_tensors(seed):
+    draw = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(12, 384, generator=draw), dim=1)
+    return torch.rand(12, 2560, generator=draw), vectors, torch.arange(12)
+
+
+def test_one_crawl_is_solved_once_and_every_model_has_a_memory_of_its_own(monkeypatch):
+    solved = []
+    metric = offline_crawl._metric
+    monkeypatch.setattr(offline_crawl, "_metric", lambda *given: solved.append(1) or metric(*given))
+    first = offline_crawl.CrawlMemory.learn(*crawl_tensors(0))
+    rounds, expected = len(solved), {name: value.clone() for name, value in first.state_dict().items()}
+    for value in first.buffers():
+        value.zero_()  # what one model does to its memory
+    second = offline_crawl.CrawlMemory.learn(*crawl_tensors(0))
+    assert len(solved) == rounds
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_another_crawl_is_never_taken_for_the_last_one():
+    features, vectors, owner = crawl_tensors(0)
+    last = offline_crawl.CrawlMemory.learn(features, vectors, owner)
+    for other in (
+        (features[:11], vectors, owner.clamp(max=10)),
+        (features, vectors.roll(1, 0), owner),
+        (features.roll(1, 0), vectors, owner),
+    ):
+        found = offline_crawl.CrawlMemory.learn(*other)
+        assert any(not torch.equal(one, two) for one, two in zip(found.buffers(), last.buffers(), strict=True))
+        again = offline_crawl.CrawlMemory._solved(*other)
+        assert all(torch.equal(one, two) for one, two in zip(found.buffers(), again.buffers(), strict=True))
 
 
 def test_a_crawl_of_one_image_is_learned_without_a_number_that_is_none(model):
@@ -405,6 +445,43 @@ def test_records_cut_short_or_altered_are_computed_again(tmp_path):
     later = FeatureMemory("m", 2, folder=tmp_path)
     assert later.lookup([key(1), key(2), key(3)], of([1, 2, 3]))[:, 0].tolist() == [1, 2, 3]
     assert later.computed == 2
+
+
+def test_the_folder_gets_no_more_than_the_limit_whoever_writes(tmp_path):
+    for numbers in ([1, 2], [3, 4], [5]):
+        memory = FeatureMemory("m", 2, folder=tmp_path, limit_bytes=3 * 8)
+        assert memory.lookup([key(n) for n in numbers], of(numbers))[:, 0].tolist() == numbers
+    sizes = [path.stat().st_size // FeatureMemory("m", 2)._record.itemsize for path in tmp_path.iterdir()]
+    assert sum(sizes) <= 3
+
+
+def test_a_folder_that_cannot_be_written_any_more_costs_no_vector(tmp_path, caplog):
+    memory = FeatureMemory("m", 2, folder=tmp_path / "features")
+    (tmp_path / "features").write_text("in the way")
+    for _ in range(2):
+        assert memory.lookup([key(1), key(2)], of([1, 2]))[:, 0].tolist() == [1, 2]
+        assert memory.lookup([key(3)], of([3]))[:, 0].tolist() == [3]
+    assert caplog.text.count("features are no longer kept") == 1
+
+
+def test_a_place_that_is_no_folder_is_refused_when_it_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="folder of features"):
+        offline_encoders.remember_in(tmp_path / "file")
+    assert offline_encoders._folder is None
+
+
+@needs_wheels
+def test_features_that_other_code_made_are_not_read(tmp_path, monkeypatch):
+    first = offline_encoders.Encoders(folder=tmp_path)
+    first.captions(["a dog"])
+    again = offline_encoders.Encoders(folder=tmp_path)
+    again.captions(["a dog"])
+    assert again.text_memory.computed == 0
+    monkeypatch.setattr(offline_encoders, "CODE_VERSION", offline_encoders.CODE_VERSION + 1)
+    other = offline_encoders.Encoders(folder=tmp_path)
+    other.captions(["a dog"])
+    assert other.text_memory.computed == 1
 
 
 def test_no_keys_give_an_empty_table():

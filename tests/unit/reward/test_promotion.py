@@ -24,6 +24,7 @@ def good() -> dict[str, Any]:
     scorers["reward"] = {"preference_accuracy": estimate(0.6)}
     shortcuts = {
         name: {"passed": True, "figure": estimate(0.7), "least": 0.5, "meaning": "the caption beats it"}
+        | {"images": 100, "least_images": 8}
         for name in SHORTCUTS
     }
     separation = {"within": estimate(0.85), "across": estimate(0.8), "kept": estimate(0.85)}
@@ -57,6 +58,12 @@ def changed(*path: str, to: Any = KeyError) -> dict[str, Any]:
 
 SCORERS = ("evidence", "scorers")
 NOTHING = estimate(None)
+MEASURED_ON_THREE = {"passed": False, "figure": NOTHING, "least": 0.5, "images": 3, "least_images": 8}
+BROKEN = {
+    "preference_accuracy": NOTHING,
+    "reward_minus_this": NOTHING,
+    "scored": {"captions": 297, "of": 300},
+}
 
 
 def test_a_model_with_good_figures_passes_and_every_claim_shows_one():
@@ -91,7 +98,16 @@ def test_a_model_with_good_figures_passes_and_every_claim_shows_one():
         (changed("evidence", "calibration", "ece", to=estimate(0.2)), "calibration error is 0.250"),
         (changed("evidence", "calibration"), "No calibration error"),
         (changed("evidence", "calibration", "ece", to=NOTHING), "No calibration error"),
-        (changed("evidence", "shortcuts", "fluent_wrong", "passed", to=False), "fluent_wrong"),
+        (changed("evidence", "shortcuts", "fluent_wrong", "passed", to=False), "beats it) failed: 0.750"),
+        (
+            changed("evidence", "shortcuts", "fluent_wrong", to=MEASURED_ON_THREE),
+            "not measured: 3 images can show it, at least 8 are needed",
+        ),
+        (
+            changed("evidence", "across_images", "matched", "kept", to=estimate(0.75, half=0.1)),
+            "85% of the separation is left (95 % interval from 75%); at least 80% is needed",
+        ),
+        (changed(*SCORERS, "itm", to=BROKEN), "itm on the same held-out images was measured. It is not a number for 3"),
         (changed("evidence", "shortcuts", "fluent_wrong", "passed"), "fluent_wrong"),
         *((changed("evidence", "shortcuts", name), f"The shortcut check {name} was not made") for name in SHORTCUTS),
         (changed("evidence", "shortcuts", "another", to={"passed": False}), "another"),
@@ -111,6 +127,12 @@ def test_a_score_that_the_backbone_lacks_is_not_asked_for(name):
     metrics = changed(*SCORERS, name, to={"preference_accuracy": NOTHING, "reward_minus_this": NOTHING})
     assert judge(metrics) == []
     assert "the backbone has no such score" in next(figure for claim, _, figure in claims(metrics) if name in claim)
+
+
+def test_a_score_that_broke_on_some_captions_is_not_taken_for_one_that_the_backbone_lacks():
+    assert len(judge(changed(*SCORERS, "cosine", to=BROKEN))) == 1
+    lacking = BROKEN | {"scored": {"captions": 0, "of": 300}}
+    assert judge(changed(*SCORERS, "cosine", to=lacking)) == []
 
 
 def test_a_model_without_any_label_free_score_is_refused_for_there_is_nothing_it_is_better_than():
