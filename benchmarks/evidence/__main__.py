@@ -9,7 +9,6 @@ the image itself left out) train the reward; one more model learns from all sour
 """
 
 import argparse
-import copy
 import json
 import logging
 import os
@@ -17,14 +16,12 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.evidence import tables
 from benchmarks.evidence.contrastive import contrastive_cosine
@@ -35,7 +32,6 @@ from compalign_dagster.evaluation.evidence import FIGURES, Judged, evidence_from
 from compalign_dagster.evaluation.held_out import HeldOut
 from compalign_dagster.reward.config import reward_config
 from compalign_dagster.statistics import Bootstrap, Sampled
-from compalign_dagster.versions import digest_bytes
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "evidence.md"
@@ -83,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as work:
         pack = load(options.datapack, Path(work), judged=options.judged, train=options.train, seed=options.seed)
         settings = {**options.config, "backbone": options.backbone, "seed": options.seed}
-        with _crawl_learned_once():
-            result = measure(pack, settings, folds=options.folds, ablations=ABLATIONS if options.ablations else {})
+        result = measure(pack, settings, folds=options.folds, ablations=ABLATIONS if options.ablations else {})
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -110,27 +105,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", type=int, help="a slice: so many images of the crawl")
     parser.add_argument("--out", type=Path, default=HERE, help="another folder leaves the documentation as it is")
     return parser.parse_args(arguments)
-
-
-@contextmanager
-def _crawl_learned_once() -> Iterator[None]:
-    """Every fold and arm of the offline backbone learns from one crawl without judged photos: solve it once."""
-    from compalign_dagster.reward.offline_crawl import CrawlMemory
-
-    learn = CrawlMemory.__dict__["learn"]
-    known: dict[str, CrawlMemory] = {}
-
-    def once(*parts: torch.Tensor) -> CrawlMemory:
-        key = digest_bytes(b"".join(part.numpy().tobytes() for part in parts))
-        if key not in known:
-            known[key] = learn.__func__(CrawlMemory, *parts)
-        return copy.deepcopy(known[key])
-
-    CrawlMemory.learn = staticmethod(once)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        CrawlMemory.learn = learn  # type: ignore[method-assign]
 
 
 def measure(

@@ -49,10 +49,10 @@ def _expert(scorers: Mapping[str, Any], free: str) -> str:
         over = given.get("minus contrastive cosine", {})
         over_free = given.get(f"minus {free}", {})
         lines.append(
-            f"| {_name(name, free)} | {_both(given['tau_c'])} | {_lead(over.get('tau_c'))} "
-            f"| {_lead(over_free.get('tau_c'))} | {_both(given['mean_preference_accuracy'])} "
-            f"| {_lead(over.get('mean_preference_accuracy'))} | {_value(given['preference_accuracy'])} "
-            f"| {_n(given['tau_c'])} | {_n(given['mean_preference_accuracy'])} |"
+            f"| {_name(name, free)} | {both(given['tau_c'])} | {lead(over.get('tau_c'))} "
+            f"| {lead(over_free.get('tau_c'))} | {both(given['mean_preference_accuracy'])} "
+            f"| {lead(over.get('mean_preference_accuracy'))} | {_value(given['preference_accuracy'])} "
+            f"| {count(given['tau_c'])} | {count(given['mean_preference_accuracy'])} |"
         )
     for name, value in PUBLISHED.items():
         lines.append(f"| *{name}, on all judged images: a reference line* | *{100 * value:.1f}* | | | | | | | |")
@@ -65,7 +65,7 @@ def _across(scorers: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: |",
     ]
     for name, given in scorers.items():
-        lines.append(f"| {name} | {_both(given['cross_image_auc'])} | {_both(given['human_auc'])} |")
+        lines.append(f"| {name} | {both(given['cross_image_auc'])} | {both(given['human_auc'])} |")
     return "\n".join(lines)
 
 
@@ -84,9 +84,9 @@ def _others(runs: list[Mapping[str, Any]], free: str) -> str:
             head = scorers.get(f"reward, all sources: {run.get('criterion')}", {})
             cells = [_value(scorers.get(name, {}).get(figure)) for name in ("contrastive cosine", best, "reward")]
             lines.append(
-                f"| {what} | {FIGURES[figure]} | {' | '.join(cells)} | {_both(whole.get(figure))} "
-                f"| {_lead(whole.get(f'minus {free}', {}).get(figure))} | {_value(head.get(figure))} "
-                f"| {_n(scorers['reward'][figure])} |"
+                f"| {what} | {FIGURES[figure]} | {' | '.join(cells)} | {both(whole.get(figure))} "
+                f"| {lead(whole.get(f'minus {free}', {}).get(figure))} | {_value(head.get(figure))} "
+                f"| {count(scorers['reward'][figure])} |"
             )
     return "\n".join(lines)
 
@@ -95,10 +95,10 @@ def _people(evidence: Mapping[str, Any]) -> str:
     lines = [
         "| person | agrees with another on the order of two captions | tau-c against the mean of the others |",
         "| --- | ---: | ---: |",
-        f"| any | {_both(evidence['ceiling'])} | |",
+        f"| any | {both(evidence['ceiling'])} | |",
     ]
     for name, given in evidence["one_labeler_against_rest"].items():
-        lines.append(f"| {name} | {_both(given.get('agreement'))} | {_both(given.get('tau_c'))} |")
+        lines.append(f"| {name} | {both(given.get('agreement'))} | {both(given.get('tau_c'))} |")
     return "\n".join(lines)
 
 
@@ -107,12 +107,12 @@ def _checks(evidence: Mapping[str, Any]) -> str:
     for name, check in evidence["shortcuts"].items():
         meaning = f"{name.replace('_', ' ')}: {check['meaning']}"
         passed = "yes" if check["passed"] else "no"
-        lines.append(f"| {meaning} | {_both(check['figure'])} | {_n(check['figure'])} | {passed} |")
+        lines.append(f"| {meaning} | {both(check['figure'])} | {count(check['figure'])} | {passed} |")
     for name, meaning in (("matched", "own and other captions"), ("human", "people's yes and no")):
         kept = evidence["across_images"][name]["kept"]
-        lines.append(f"| separation of {meaning} that is left across images | {_both(kept)} | {_n(kept)} | |")
+        lines.append(f"| separation of {meaning} that is left across images | {both(kept)} | {count(kept)} | |")
     error = evidence["calibration"]["ece"]
-    lines.append(f"| expected calibration error of P(a person says it fits) | {_both(error)} | {_n(error)} | |")
+    lines.append(f"| expected calibration error of P(a person says it fits) | {both(error)} | {count(error)} | |")
     return "\n".join(lines)
 
 
@@ -124,17 +124,20 @@ def _value(estimate: Mapping[str, Any] | None) -> str:
     return "–" if not estimate or estimate["value"] is None else f"{100 * estimate['value']:.1f}"
 
 
-def _both(estimate: Mapping[str, Any] | None) -> str:
+def both(estimate: Mapping[str, Any] | None) -> str:
+    """An estimate times 100 with its interval."""
     if not estimate or estimate["value"] is None or estimate["low"] is None:
         return _value(estimate)
     return f"{_value(estimate)} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
-def _lead(estimate: Mapping[str, Any] | None) -> str:
+def lead(estimate: Mapping[str, Any] | None) -> str:
+    """A difference times 100 with its interval, both signed."""
     if not estimate or estimate["value"] is None or estimate["low"] is None:
         return "–"
     return f"{100 * estimate['value']:+.1f} [{100 * estimate['low']:+.1f}, {100 * estimate['high']:+.1f}]"
 
 
-def _n(estimate: Mapping[str, Any] | None) -> str:
+def count(estimate: Mapping[str, Any] | None) -> str:
+    """How many rows an estimate is over."""
     return f"{estimate['n']:,}" if estimate else "0"

@@ -1,0 +1,1 @@
+"""How fast pairs are scored, beside other programs on the same machine: `python -m benchmarks.scoring`."""
