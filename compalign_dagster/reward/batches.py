@@ -18,23 +18,20 @@ def flatten(
 ) -> PairBatch:
     """One row for each own caption, then up to `mismatches` for each image: its neighbours' best captions.
 
-    Best captions that people refuse are no example of a right one. An image that has no other neither lends nor
-    meets a mismatched caption, so that each one is right somewhere, each image has a right one, and neither alone
-    tells a mismatch. A neighbour whose best caption is also this image's is skipped. `near_miss` gives each best
-    caption a wrong twin, or None where it knows none.
+    The mismatched captions are other images' best ones, so that a reading of the caption alone hardly tells
+    them apart: where people refuse even the best, it is lent and yet never shown as right. Lending accepted
+    captions alone did worse within images (docs/anchors.md). A neighbour whose best caption is also this image's
+    is skipped. `near_miss` gives each best caption a wrong twin, or None where it knows none.
     """
     first = [0, *accumulate(len(image.captions) for image in images)]
     captions = [text for image in images for text in image.captions]
     owner = [at for at, image in enumerate(images) for _ in image.captions]
     own = len(captions)
-    fit = [[row for row in image.top if _fits(image.ratings[row])] for image in images]
-    top = [first[at] + row for at, rows in enumerate(fit) for row in rows]
-    meeting = [at for at, rows in enumerate(fit) if rows]
-    for place, at in enumerate(meeting):
-        for step in range(1, min(mismatches, len(meeting) - 1) + 1):
-            lender = meeting[(place + step) % len(meeting)]
-            best = [images[lender].captions[row] for row in fit[lender]]
-            borrowed = [text for text in best if text not in images[at].captions]
+    top = [first[at] + row for at, image in enumerate(images) for row in image.top if _fits(image.ratings[row])]
+    for at, image in enumerate(images):
+        for step in range(1, min(mismatches, len(images) - 1) + 1):
+            other = images[(at + step) % len(images)]
+            borrowed = [other.captions[row] for row in other.top if other.captions[row] not in image.captions]
             if borrowed:
                 captions.append(borrowed[step % len(borrowed)])
                 owner.append(at)

@@ -91,16 +91,6 @@ def test_a_best_caption_that_people_rated_low_is_no_anchor():
     assert flatten([fair, BATCH[1]], 1).top.tolist() == [0, 2]
 
 
-def test_every_mismatched_caption_is_right_elsewhere_and_every_image_that_meets_one_has_a_right_caption():
-    refused = image("i", ["a bad red one", "bad"], ratings=[(0.0,) * 4, NOT_RATED])
-    batch = flatten([refused, *BATCH, refused], 4)
-    right = {(int(batch.image_index[row]), batch.captions[row]) for row in batch.top}
-    wrong = {(int(batch.image_index[row]), batch.captions[row]) for row in batch.mismatched}
-    assert len(wrong) == 6
-    assert {caption for _, caption in wrong} == {caption for _, caption in right}
-    assert {at for at, _ in wrong} == {at for at, _ in right}
-
-
 def test_near_misses_follow_and_know_what_they_were_made_from():
     twins = {"a red one": "a red two", "a blue one": None, "a green one": "bad"}
     batch = flatten(BATCH, 1, twins.get)
