@@ -34,7 +34,7 @@ from compalign_dagster.statistics import Bootstrap
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "uncertainty.md"
 MARKER = "<!-- below: written by python -m benchmarks.uncertainty -->"
-BUDGETS = (50, 200)  # questions: two captions of an image, answered by all of its labelers
+BUDGETS = (25, 50, 100, 200)  # questions: two captions of an image, answered by all of its labelers
 
 log = logging.getLogger("benchmarks.uncertainty")
 
@@ -80,7 +80,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--features", type=Path, default=Path("var/features"), help="where frozen features are kept")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--refits", type=int, default=2, help="heads of other draws of the images, for each fold")
+    parser.add_argument("--refits", type=int, default=4, help="heads of other draws of the images, for each fold")
     parser.add_argument("--seeds", type=int, default=1, help="learning curves of each strategy, for each fold")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--judged", type=int, help="a slice: so many judged images of flickr8k")

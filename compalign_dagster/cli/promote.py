@@ -121,6 +121,14 @@ def _tell_dagster(settings: Settings, storage: "Storage", decision: "Decision") 
     """The event that the job would have sent, where the profile has a Dagster instance. The decision stands anyhow."""
     if not settings.dagster_home.is_dir():
         return
+    try:
+        _send_event(settings, storage, decision)
+    except Exception as error:  # whatever an instance's storage raises
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        click.echo(f"the decision stands, but Dagster was not told of it: {why}", err=True)
+
+
+def _send_event(settings: Settings, storage: "Storage", decision: "Decision") -> None:
     import dagster as dg
 
     from assets.keys import PROMOTED_MODEL

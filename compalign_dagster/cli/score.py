@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,5 +113,6 @@ def _jobs(shards: "list[Shard]", indexed: "deque[ShardIndex]") -> "Iterator[tupl
     from compalign_dagster.crawl.index import index_shard
 
     for shard in shards:
-        indexed.append(index_shard(shard))
-        yield shard, indexed[-1].pairs
+        same = replace(shard, stamp=shard.store.stat(shard.key).stamp)  # or another file's pixels meet these captions
+        indexed.append(index_shard(same))
+        yield same, indexed[-1].pairs

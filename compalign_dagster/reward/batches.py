@@ -1,6 +1,5 @@
 """How the judged images of a step flatten into one forward pass."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.reward.data import JudgedImage
 from compalign_dagster.reward.losses import PairBatch
+from compalign_dagster.reward.metrics import people_accept
 
 
 def flatten(
@@ -27,7 +27,7 @@ def flatten(
     captions = [text for image in images for text in image.captions]
     owner = [at for at, image in enumerate(images) for _ in image.captions]
     own = len(captions)
-    top = [first[at] + row for at, image in enumerate(images) for row in image.top if _fits(image.ratings[row])]
+    top = [first[at] + row for at, image in enumerate(images) for row in image.top if people_accept(image, row)]
     for at, image in enumerate(images):
         for step in range(1, min(mismatches, len(images) - 1) + 1):
             other = images[(at + step) % len(images)]
@@ -58,12 +58,6 @@ def flatten(
         ratings=torch.from_numpy(ratings),
         trust=torch.from_numpy(trust),
     )
-
-
-def _fits(ratings: Sequence[float]) -> bool:
-    """Whether people rated a caption in the middle or better, or not at all: a best one may still be bad."""
-    known = [rating for rating in ratings if not math.isnan(rating)]
-    return not known or math.fsum(known) >= len(known) / 2
 
 
 def _rows(values: Iterable[int]) -> Tensor:

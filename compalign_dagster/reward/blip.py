@@ -175,7 +175,9 @@ class BlipReward(RewardModel):
 
     def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         limit = self.config.max_caption_tokens
-        encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        encoded = self.tokenizer(
+            list(captions), padding=True, padding_side="right", truncation=True, max_length=limit, return_tensors="pt"
+        )
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
     def _fused(self, ids: Tensor, mask: Tensor, image_states: Tensor, image_index: Tensor) -> Tensor:

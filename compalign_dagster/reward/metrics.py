@@ -67,7 +67,7 @@ def held_out_metrics(
     return {
         **figures["reward"],
         "reward_mean": float(rewards.mean()) if len(rewards) else None,
-        "reward_std": float(rewards.std()) if len(rewards) else None,
+        "reward_spread": float(rewards.std()) if len(rewards) else None,
         "test_images": len(split),
         "baselines": {name: figures[name] for name in BASELINES},
     }
@@ -121,7 +121,7 @@ def people_accept(image: JudgedImage, caption: int) -> bool:
     The best of an image's captions may still be wrong, and is then no example of a match.
     """
     given = [value for value in image.ratings[caption] if not math.isnan(value)]
-    return not given or sum(given) / len(given) >= 0.5
+    return not given or math.fsum(given) >= len(given) / 2
 
 
 def held_out_rows(split: list[JudgedImage]) -> HeldOutRows:

@@ -97,7 +97,7 @@ class CrawlMemory(nn.Module):
         cross-validation learn from one crawl; every caller gets a copy of its own.
         """
         global _last
-        key, known = _digest(features, captions, owner), _last
+        key, known = _digest(features, captions, owner) + f" {torch.get_num_threads()}", _last
         if known is None or known[0] != key:
             known = _last = key, cls._solved(features, captions, owner)
         return copy.deepcopy(known[1])
@@ -197,7 +197,7 @@ class CrawlMemory(nn.Module):
         self.scale.copy_(torch.stack([found.mean(0), found.std(0, correction=0).clamp(min=1e-3)], dim=1))
 
 
-_last: tuple[str, Any] | None = None  # digest of what was learned from last in this process, and its memory
+_last: tuple[str, Any] | None = None  # what was learned from last here, with how many threads, and its memory
 
 
 def _digest(*parts: Tensor) -> str:

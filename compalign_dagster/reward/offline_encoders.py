@@ -56,7 +56,7 @@ class Encoders:
 
     def images(self, batch: Tensor) -> Tensor:
         """Pixels uint8 [B, 3, S, S] to float32 [B, 2560], on the batch's device."""
-        keys = [hashlib.sha256(item.numpy().tobytes()).digest() for item in batch.cpu()]
+        keys = [_key(item.numpy().tobytes(), batch.device) for item in batch.cpu()]
 
         def compute(places: list[int]) -> np.ndarray:
             if self._image_net is None:
@@ -68,7 +68,7 @@ class Encoders:
 
     def captions(self, captions: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
         """Unit vectors float32 [N, 384] on `device`."""
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in captions]
+        keys = [_key(text.encode("utf-8", "surrogatepass"), torch.device(device)) for text in captions]
 
         def compute(places: list[int]) -> np.ndarray:
             with torch.autocast(torch.device(device).type, enabled=False):
@@ -77,12 +77,17 @@ class Encoders:
         return torch.from_numpy(self.text_memory.lookup(keys, compute)).to(device)
 
 
+def _key(content: bytes, device: torch.device) -> bytes:
+    """32 bytes: another kind of device rounds otherwise, and its features are not the CPU's."""
+    return hashlib.sha256(content + (b"" if device.type == "cpu" else device.type.encode())).digest()
+
+
 def remember_in(folder: Path | None) -> None:
     """Keep features in `folder` too, for other processes; None keeps them in memory only.
 
-    A feature depends on its image or caption alone, so that nothing but time changes by this. Takes
-    effect for encoders made afterwards. Some 10 kB an image and 1.5 kB a caption; of either at most about 512 MiB.
-    `InputError` where nothing can be written.
+    A feature depends on its image or caption and the kind of device alone, so that nothing but time changes by this.
+    Takes effect for encoders made afterwards. Some 10 kB an image and 1.5 kB a caption; of either at most about
+    512 MiB. `InputError` where nothing can be written.
     """
     global _folder
     if folder == _folder:

@@ -37,8 +37,11 @@ class FeatureMemory:
         self._room = self.limit  # records that the folder may still get
         if folder is not None and folder.is_dir():
             for path in sorted(folder.glob(f"{name}-*.features")):
-                self._room -= path.stat().st_size // self._record.itemsize
-                self._load(path)
+                try:
+                    self._room -= path.stat().st_size // self._record.itemsize
+                    self._load(path)
+                except OSError as error:
+                    log.warning("features in %s are computed again: %s", path, error.strerror)
 
     def lookup(self, keys: Sequence[bytes], compute: Callable[[list[int]], np.ndarray]) -> np.ndarray:
         """Vectors [N, width] in the order of `keys`.

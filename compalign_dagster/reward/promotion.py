@@ -184,9 +184,9 @@ def _not_stuck(metrics: Mapping[str, Any]) -> Claim:
 
 
 def _rewards_vary(metrics: Mapping[str, Any]) -> Claim:
-    claim, spread = "rewards vary", metrics.get("reward_std")
+    claim, spread = "rewards vary", metrics.get("reward_spread")
     if spread is None:
-        return claim, False, "No reward_std (spread of held-out rewards) was measured."
+        return claim, False, "No reward_spread (standard deviation of held-out rewards) was measured."
     if not spread > _LEAST_SPREAD:
         return claim, False, f"Held-out rewards do not vary: their standard deviation is {spread:.2g}."
     return claim, True, f"standard deviation {spread:.3f}"

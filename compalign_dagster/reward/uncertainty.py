@@ -11,13 +11,14 @@ last layer alone.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
+from compalign_dagster.fitting import Order
 from compalign_dagster.reward.data import JudgedImage
 from compalign_dagster.reward.losses import PairBatch
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from compalign_dagster.reward.objective import Objective
 
 PRECISIONS = tuple(10.0 ** (power / 2) for power in range(-4, 11))  # 0.01 to 100,000
+
+MOST_IMAGES = 4096  # of the training split that are looked at once more; they stand for all of it
 
 _LEAST_DISPERSION = 0.01  # few groups may scatter little by chance
 
@@ -60,6 +63,10 @@ class Information:
     axes: Tensor
     slope: Tensor
     dispersion: float = 1.0
+
+    def standing_for(self, share: float) -> Self:
+        """What so many times the images would say, if they are like these."""
+        return replace(self, amounts=share * self.amounts, slope=share * self.slope)
 
     def factor(self, precision: float) -> Tensor:
         """Of the covariance that judgements and a prior of this precision leave, [K, K]."""
@@ -108,12 +115,15 @@ def fit_posterior(
 ) -> Fitted | None:
     """The posterior at the model's weights, or None where nothing was held out to fit the prior's precision on.
 
-    `start` [K] are the last layer's weights before stage 1. Leaves the model in evaluation mode.
+    `start` [K] are the last layer's weights before stage 1. At most MOST_IMAGES of `train` are looked at, drawn by
+    the seed of the training. Leaves the model in evaluation mode.
     """
     held_out = list(objective.last_layer(validation))
     if not any(len(batch.better) for *_, batch in held_out):
         return None
-    known = information(objective, objective.last_layer(train))
+    drawn = Order(len(train), MOST_IMAGES, objective.model.config.seed).at(0)
+    known = information(objective, objective.last_layer([train[at] for at in sorted(drawn)]))
+    known = known.standing_for(len(train) / len(drawn))
     moved = objective.model.last_layer().detach().cpu() - start
     precision = min(PRECISIONS, key=lambda at: _loss(objective, held_out, known.refitted(at, moved).float()))
     return Fitted(known, precision)

@@ -209,6 +209,16 @@ def test_dagster_is_told_of_a_promotion_and_a_roll_back_where_the_profile_has_an
     assert versions == [first.data_version, second.data_version]
 
 
+def test_a_decision_of_which_dagster_cannot_be_told_stands_and_says_so(here, monkeypatch, capfd):
+    monkeypatch.setenv("DAGSTER_HOME", os.environ.get("DAGSTER_HOME", ""))
+    model = here.train(ColourReward())
+    (here.settings.dagster_home / "dagster.yaml").mkdir(parents=True)  # where the configuration belongs
+    code = front.run(["promote", "--reason", "good"])
+    assert code == 0
+    assert "the decision stands, but Dagster was not told of it" in capfd.readouterr().err
+    assert in_force(here)["manifest"] == model.manifest_key
+
+
 def test_a_roll_back_to_a_model_of_another_format_is_refused_by_name(here, promote):
     """The planted bug: were the files not read here, the pointer would move and every scoring fail after it."""
     files = {"reward.json": b"{}", "w.safetensors": b"x"}

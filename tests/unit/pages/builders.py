@@ -119,7 +119,7 @@ def evidence(name: str = "plain") -> dict:
 @functools.cache
 def reward(text: str = "plain") -> bytes:
     metrics = {
-        "preference_accuracy": estimate(0.7), "cross_image_auc": estimate(0.9), "reward_std": 1.0,
+        "preference_accuracy": estimate(0.7), "cross_image_auc": estimate(0.9), "reward_spread": 1.0,
         "baselines": {name: {"preference_accuracy": estimate(0.6)} for name in ("cosine", text)},
         "evidence": evidence(text),
     }  # fmt: skip

@@ -121,6 +121,12 @@ def test_a_caption_limit_above_the_networks_own_is_not_promised(source):
     assert model.token_counts(["a red square " * 10]) == [32]
 
 
+def test_a_tokenizer_that_pads_on_the_left_scores_as_any_other(tiny):
+    expected = scored(tiny)
+    tiny.tokenizer.padding_side = "left"
+    torch.testing.assert_close(scored(tiny).reward, expected.reward, atol=0, rtol=0)
+
+
 def test_a_version_does_not_depend_on_what_was_scored_before(tiny, tmp_path):
     first = model_version(save_model(tiny, tmp_path / "first"))
     scored(tiny)

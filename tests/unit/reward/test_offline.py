@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from compalign_dagster.errors import InputError
+from compalign_dagster.fitting import cpu_threads
 from compalign_dagster.reward import offline, offline_crawl, offline_encoders, offline_features
 from compalign_dagster.reward.config import reward_config
 from compalign_dagster.reward.folder import load_model, save_model
@@ -210,6 +211,15 @@ def test_one_crawl_is_solved_once_and_every_model_has_a_memory_of_its_own(monkey
     assert len(solved) == rounds
     for name, value in second.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_what_another_number_of_threads_solved_is_not_taken_over(monkeypatch):
+    solved = []
+    monkeypatch.setattr(offline_crawl.CrawlMemory, "_solved", lambda *given: solved.append(torch.get_num_threads()))
+    for threads in (1, 2, 2, 1):
+        with cpu_threads(threads):
+            offline_crawl.CrawlMemory.learn(*crawl_tensors(0))
+    assert solved == [1, 2, 1], "sums of another order differ in their last bits"
 
 
 def test_another_crawl_is_never_taken_for_the_last_one():
@@ -445,6 +455,18 @@ def test_records_cut_short_or_altered_are_computed_again(tmp_path):
     later = FeatureMemory("m", 2, folder=tmp_path)
     assert later.lookup([key(1), key(2), key(3)], of([1, 2, 3]))[:, 0].tolist() == [1, 2, 3]
     assert later.computed == 2
+
+
+def test_a_file_of_features_that_cannot_be_read_is_said_and_left_alone(tmp_path, caplog):
+    (tmp_path / "m-0.features").mkdir()
+    memory = FeatureMemory("m", 2, folder=tmp_path)
+    assert "m-0.features are computed again" in caplog.text
+    assert memory.lookup([key(1)], of([1]))[:, 0].tolist() == [1]
+
+
+def test_features_of_a_gpu_never_stand_in_for_those_of_the_cpu():
+    keys = {offline_encoders._key(b"an image", torch.device(name)) for name in ("cpu", "cuda", "cuda:1", "mps")}
+    assert len(keys) == 3
 
 
 def test_the_folder_gets_no_more_than_the_limit_whoever_writes(tmp_path):

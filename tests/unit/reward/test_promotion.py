@@ -32,7 +32,7 @@ def good() -> dict[str, Any]:
         "test_images": 100,
         "preference_accuracy": estimate(0.6),
         "cross_image_auc": estimate(0.8),
-        "reward_std": 1.0,
+        "reward_spread": 1.0,
         "validation_stuck_at_ln2": False,
         "evidence": {
             "scorers": scorers,
@@ -112,8 +112,8 @@ def test_a_model_with_good_figures_passes_and_every_claim_shows_one():
         *((changed("evidence", "shortcuts", name), f"The shortcut check {name} was not made") for name in SHORTCUTS),
         (changed("evidence", "shortcuts", "another", to={"passed": False}), "another"),
         (changed("validation_stuck_at_ln2", to=True), "ln 2"),
-        (changed("reward_std"), "No reward_std"),
-        (changed("reward_std", to=0.0), "do not vary"),
+        (changed("reward_spread"), "No reward_spread"),
+        (changed("reward_spread", to=0.0), "do not vary"),
     ],
 )
 def test_a_model_is_refused_for_one_reason_that_names_the_figure(metrics, said):

@@ -145,6 +145,21 @@ def test_groups_whose_gradients_scatter_less_than_single_observations_make_surer
     assert found[1] == pytest.approx(1 / 20, rel=0.2)
 
 
+def test_images_that_stand_for_more_say_what_so_many_would():
+    generator = torch.Generator().manual_seed(4)
+    groups = []
+    for _ in range(100):
+        features, batch = comparisons(torch.randn(5, 3, generator=generator))
+        groups.append((5, features, features @ torch.ones(3), batch))
+    few, many = information(Comparing(), groups), information(Comparing(), groups * 3)
+    assert few.dispersion == pytest.approx(many.dispersion, rel=0.02)
+    standing = few.standing_for(3)
+    torch.testing.assert_close(standing.amounts, many.amounts)
+    torch.testing.assert_close(standing.axes @ standing.slope, many.axes @ many.slope)
+    same = [(found.factor(2.0) @ found.factor(2.0).T).trace() for found in (standing, many)]
+    assert float(same[0]) == pytest.approx(float(same[1]), rel=0.02)
+
+
 def test_a_preference_in_doubt_moves_towards_one_half_and_keeps_its_side():
     difference = torch.tensor([-2.0, 0.0, 0.5, 3.0])
     sure, doubted = preference(difference, torch.zeros(4)), preference(difference, torch.full((4,), 2.0))
@@ -212,6 +227,8 @@ def test_training_fits_it_and_a_saved_model_is_as_unsure_as_before(trained, tmp_
     assert torch.isfinite(before.reward_std).all()
     assert (before.reward_std > 0).all()
     assert torch.equal(before.reward_std, after.reward_std)
+    assert trained.metrics["reward_spread"] > 0, "of the rewards: no doubt of any one"
+    assert "reward_std" not in trained.metrics
     facts = trained.record["uncertainty"]
     assert facts["precision"] > 0
     assert 0 < facts["effective_weights"] < len(trained.model.last_layer())
@@ -222,6 +239,22 @@ def test_without_held_out_comparisons_nothing_is_claimed(data):
     images = judged_images(data, "train")
     objective = Objective(net, loader_for(net, data.shards, 16), images)
     assert fit_posterior(objective, images, [], net.last_layer().detach()) is None
+
+
+def test_of_a_large_training_split_a_drawn_part_is_looked_at_and_stands_for_all(data, monkeypatch):
+    net = backbone("blip-tiny").build(tiny_config(anchor_weight=0.0, hard_negatives=0.0, batch_images=2), data)
+    train_images, validation = judged_images(data, "train"), judged_images(data, "validation")
+    objective = Objective(net, loader_for(net, data.shards, 16), train_images)
+    start, read = net.last_layer().detach(), net.features
+    rows: list[int] = []
+    monkeypatch.setattr(
+        net, "features", lambda states, texts, index: rows.append(len(texts)) or read(states, texts, index)
+    )
+    whole, seen = fit_posterior(objective, train_images, validation, start), sum(rows)
+    monkeypatch.setattr("compalign_dagster.reward.uncertainty.MOST_IMAGES", len(train_images) // 2)
+    part = fit_posterior(objective, train_images, validation, start)
+    assert sum(rows) - seen < 0.7 * seen
+    assert float(part.known.amounts.sum()) == pytest.approx(float(whole.known.amounts.sum()), rel=0.3)
 
 
 def test_every_image_of_the_training_split_is_counted_once_however_they_are_grouped(data):
