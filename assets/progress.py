@@ -1,6 +1,7 @@
 """Progress of long core work: log lines for the terminal and Dagster's event log, observations for an asset's page."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -8,8 +9,10 @@ import dagster as dg
 
 from compalign_dagster.pace import Pace
 
-_SECONDS_BETWEEN_LINES = 5.0
-SECONDS_BETWEEN_OBSERVATIONS = 30.0  # an event each, kept for good
+# An event each, kept for good. At first, and in work that goes on and on; in between a twentieth of the time so far.
+_FIRST_LINES, SECONDS_BETWEEN_LINES = 5.0, 60.0
+_FIRST_OBSERVATIONS, SECONDS_BETWEEN_OBSERVATIONS = 30.0, 120.0
+_SHARE = 1 / 20
 
 log = logging.getLogger(f"compalign_dagster.{__name__}")
 
@@ -17,35 +20,37 @@ Progress = Callable[[int, int, str], None]  # done, total, of what
 
 
 def logged(asset: str) -> Progress:
-    """A progress callback that logs the first and last step of each piece of work, and one every few seconds."""
-    last: dict[str, float] = {}
+    """A progress callback that logs the first and last step of each piece of work, and one every while."""
+    times: dict[str, tuple[float, float]] = {}  # of each piece of work: its first step, its last line
     pace = Pace()
 
     def progress(done: int, total: int, what: str) -> None:
         now, words = time.monotonic(), pace.words(done, total, what)
-        if done < total and now - last.get(what, -_SECONDS_BETWEEN_LINES) < _SECONDS_BETWEEN_LINES:
+        began, last = times.get(what, (now, -math.inf))
+        if done < total and now - last < _between(now - began, _FIRST_LINES, SECONDS_BETWEEN_LINES):
             return
-        last[what] = now
+        times[what] = began, now
         log.info("%s: %s", asset, words)
 
     return progress
 
 
-def observed(context: dg.AssetExecutionContext, seconds: float | None = None, **facts: str | None) -> Progress:
-    """As `logged`, and an observation of the asset every `seconds`, with the rate, the time left and `facts`.
+def observed(context: dg.AssetExecutionContext, **facts: str | None) -> Progress:
+    """As `logged`, and now and then an observation of the asset, with the rate, the time left and `facts`.
 
     For work that is one thing: what is done is counted from the first call on. Call it from the step's own thread.
     """
-    say, pace, began = logged(context.asset_key.to_user_string()), Pace(), time.monotonic()
-    between = SECONDS_BETWEEN_OBSERVATIONS if seconds is None else seconds
+    say, pace = logged(context.asset_key.to_user_string()), Pace()
+    began = last = time.monotonic()
 
     def progress(done: int, total: int, what: str) -> None:
-        nonlocal began
+        nonlocal last
         say(done, total, what)
         rate, now = pace.rate(done, what), time.monotonic()
-        if done >= total or now - began < between:
+        due = _between(now - began, _FIRST_OBSERVATIONS, SECONDS_BETWEEN_OBSERVATIONS)
+        if done >= total or now - last < due:
             return
-        began = now
+        last = now
         context.log_event(
             dg.AssetObservation(
                 context.asset_key,
@@ -62,3 +67,8 @@ def observed(context: dg.AssetExecutionContext, seconds: float | None = None, **
         )
 
     return progress
+
+
+def _between(elapsed: float, first: float, most: float) -> float:
+    """Seconds between two events of work that began so many seconds ago."""
+    return min(most, max(first, elapsed * _SHARE))

@@ -3,8 +3,9 @@
 import logging
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import duckdb
@@ -27,6 +28,9 @@ from compalign_dagster.store import Store
 from compalign_dagster.versions import work_key
 from resources.accelerator import Accelerator
 from resources.storage import Storage
+
+if TYPE_CHECKING:
+    from compalign_dagster.scoring.work import ShardWork
 
 KIND = keys.SCORED_SHARDS.to_user_string()
 _SHOWN = ("devices", "workers", "pairs_per_second", "device_seconds_per_million_pairs", "cost_per_million_pairs",
@@ -61,7 +65,7 @@ def scored_shards(
 ) -> dg.MaterializeResult:
     """Rewards of the promoted model, one table per shard; image-text cosine and ITM beside them.
 
-    Published shard by shard: a crash repeats at most the shards that workers had in hand.
+    Published shard by shard: a crash repeats at most the shard that each worker was at.
     """
     pool = SCORING.dagster_pool()
     progress = observed(context, engine=accelerator.engine, pool=pool)
@@ -147,27 +151,31 @@ def _score_shards(
     works = [ShardWork.of(item, places, model, accelerator.changes_bytes()) for item in shards]
     indexed = {work.key: shard for work, shard in zip(works, shards, strict=True)}
     scored, new = [], []
-    for work, artifact, reused in score_works(works, config, where, places=places, progress=progress):
-        shard = indexed[work.key]
-        if not reused:
-            new.append(artifact.facts)
-        row = {
-            "shard": shard.shard,
-            "batch": shard.batch,
-            "model_version": model.facts["model_version"],
-            "scores_key": artifact.file_key("scores.parquet"),
-            "work_key": work.key,
-            "data_version": artifact.data_version,
-            "pairs_key": shard.pairs_key,
-            "index_version": shard.index_version,
-            "pairs": shard.pairs,
-            "scored": artifact.facts["scored"],
-            "quarantined": artifact.facts["quarantined"],
-        }
-        scored.append((row, artifact))
-        log.info("scored_shards %s: %d of %d shards, %s", shard.batch, len(scored), len(shards), shard.shard)
+    with closing(score_works(works, config, where, places=places, progress=progress)) as found:  # its workers end here
+        for work, artifact, reused in found:
+            shard = indexed[work.key]
+            scored.append((_row(shard, work, model, artifact), artifact))
+            if not reused:
+                new.append(artifact.facts)
+                log.info("scored_shards %s: %d of %d shards, %s", shard.batch, len(scored), len(shards), shard.shard)
     fast = speed(new, time.monotonic() - started, accelerator.device_hour_cost)
     return sorted(scored, key=lambda item: item[0]["shard"]), {"engine": where.engine, **fast} if fast else {}
+
+
+def _row(shard: IndexedShard, work: "ShardWork", model: Artifact, artifact: Artifact) -> dict[str, Any]:
+    return {
+        "shard": shard.shard,
+        "batch": shard.batch,
+        "model_version": model.facts["model_version"],
+        "scores_key": artifact.file_key("scores.parquet"),
+        "work_key": work.key,
+        "data_version": artifact.data_version,
+        "pairs_key": shard.pairs_key,
+        "index_version": shard.index_version,
+        "pairs": shard.pairs,
+        "scored": artifact.facts["scored"],
+        "quarantined": artifact.facts["quarantined"],
+    }
 
 
 def _facts(store: Store, model: Artifact, rows: list[dict]) -> dict[str, Any]:

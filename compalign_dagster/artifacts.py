@@ -87,11 +87,15 @@ class Artifact:
         return self.store.fetch(self.file_key(name))
 
     def checkout(self, folder: Path) -> Path:
-        """Copy every data file under its own name into `folder`, for readers that want a folder."""
+        """Copy every data file under its own name into `folder`, for readers that want a folder.
+
+        Not through `fetch`, whose copies from a bucket stay until the process ends.
+        """
         for name in self.names():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.fetch(name), target)
+            with self.store.open(self.file_key(name)) as stream, target.open("wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
         return folder
 
     def as_input(self) -> Input:

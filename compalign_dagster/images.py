@@ -45,6 +45,10 @@ _UPRIGHT = {
 _SCANS = 20  # of a progressive JPEG as large as the budget; each goes over all pixels again, few bytes make one
 _TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough data", "premature")
 
+# Of damaged metadata, and of sizes that are checked here. Set once for the process: `warnings.catch_warnings` around
+# each image would leave filters of one decoding thread behind in another.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 log = logging.getLogger(__name__)
 
 
@@ -109,16 +113,14 @@ def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
 def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """An opened image within the budget; whatever its codec raises becomes `ImageRejected`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata and of sizes that are checked here
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageRejected(
-                        "image_too_large", f"expected at most {max_pixels} pixels, found {width} x {height}"
-                    )
-                _refuse_scans(image, data, _SCANS * max_pixels)
-                yield image
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageRejected(
+                    "image_too_large", f"expected at most {max_pixels} pixels, found {width} x {height}"
+                )
+            _refuse_scans(image, data, _SCANS * max_pixels)
+            yield image
     except ImageRejected:
         raise
     except Image.DecompressionBombError as error:

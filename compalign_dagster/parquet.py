@@ -4,6 +4,7 @@ What belongs here: the few lines every stage's `tables.py` needs. What does not:
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,6 @@ def write(table: pa.Table, path: Path) -> Path:
     return path
 
 
-def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read(source: Path | BinaryIO, columns: list[str] | None = None) -> pa.Table:
     """Read a table back, in file order."""
-    return pq.read_table(path, columns=columns, use_threads=False)
+    return pq.read_table(source, columns=columns, use_threads=False)

@@ -42,7 +42,7 @@ def measure(texts: Path | None, selected: tuple[int, ...] = SELECTED) -> dict[st
         rows = instance.measure(Path(folder, "home"))
     return {
         "batch_size": [fields["batch_max_shards"].default, fields["batch_max_pairs"].default],
-        "progress": {"line": progress._SECONDS_BETWEEN_LINES, "observation": progress.SECONDS_BETWEEN_OBSERVATIONS},
+        "progress": {"line": progress.SECONDS_BETWEEN_LINES, "observation": progress.SECONDS_BETWEEN_OBSERVATIONS},
         "runs": rows,
         "store": instance.fit(rows),
         "events": instance.fit_events(rows),

@@ -60,9 +60,9 @@ def page(result: Mapping[str, Any]) -> str:
         "## Shards, batches, Dagster (arithmetic on the measured figures)",
         "",
         f"Shards of {SHARD_PAIRS:,} pairs, batches of at most {result['batch_size'][0]:,} shards and "
-        f"{result['batch_size'][1]:,} pairs. One filtering at the end. While a run scores, it adds a log line every "
-        f"{result['progress']['line']:.0f} s and an observation every {result['progress']['observation']:.0f} s; these "
-        f"rows are counted at {rate:,.0f} pairs/s a run.",
+        f"{result['batch_size'][1]:,} pairs. One filtering at the end. While a long step scores, it adds a log line "
+        f"every {result['progress']['line']:.0f} s and an observation every {result['progress']['observation']:.0f} s; "
+        f"these rows are counted at {rate:,.0f} pairs/s a run.",
         "",
         *_table(
             ("crawl", "pairs", "shards", "batches", "materialisations", "checks", "event rows", "event log",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from compalign_dagster.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16")  # int8 moves rank correlations below what `tolerance.py` allows
+_FEWEST_DECODERS, _MOST_DECODERS = 2, 8  # each may hold an image as large as the budget
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ScoringConfig:
     batch_captions: int = 512  # scored at once, at most
     image_pixels: int = 89_478_485  # refuse to decode more
     threads: int | None = None  # of torch; None leaves them as they are
-    decoders: int = 2  # threads that decode images
+    decoders: int | None = None  # threads that decode images; None for what suits the device
     queue_images: int = 64  # images that are decoded ahead of the model, at most; at least one batch in any case
     compile: bool = False  # compile the image tower
 
@@ -28,6 +29,11 @@ class ScoringConfig:
 def batch_images(device: str) -> int:
     """Images that suit a device (`cpu`, `cuda:1`): on a CPU, states of more leave its caches, which costs time."""
     return 8 if device == "cpu" else 64
+
+
+def decoders(device: str, cores: int) -> int:
+    """Threads that decode beside a device: the cores of a CPU compute, those beside a GPU have nothing else to do."""
+    return _FEWEST_DECODERS if device == "cpu" else max(_FEWEST_DECODERS, min(cores, _MOST_DECODERS))
 
 
 def check_precision(precision: str, device: str) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import CompalignError
+from compalign_dagster.scoring.config import decoders
 from compalign_dagster.scoring.sharing import Failed, Shares
 from compalign_dagster.scoring.work import (
     PairsDone,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from compalign_dagster.scoring.config import ScoringConfig
 
 _SECONDS_BETWEEN_WORDS = 0.5  # of a worker's progress
+_SECONDS_TO_END = 10.0  # for a worker to end its read and remove its temporary files
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def score_on_devices(
 ) -> Generator[tuple[ShardWork, Artifact], None, None]:
     """Each work with its artifact as it is published, by one process for each of `configs`.
 
-    Processes on a CPU share its cores. A dead worker's shards go to the others. Raises what a worker raised, and
+    Processes share the cores. A dead worker's shards go to the others. Raises what a worker raised, and
     `CompalignError` when none is left.
     """
     workers = _start(works[0], _sharing_cores(configs))
@@ -68,13 +71,19 @@ def score_on_devices(
                     yield work, found
     finally:
         for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
             worker.end()
 
 
 def _sharing_cores(configs: Sequence["ScoringConfig"]) -> list["ScoringConfig"]:
+    """On a CPU each computes on its share of the cores, beside a GPU it decodes on them."""
     cores = max(1, len(os.sched_getaffinity(0)) // len(configs))
     return [
-        replace(config, threads=config.threads or cores) if config.device == "cpu" else config for config in configs
+        replace(config, threads=config.threads or cores)
+        if config.device == "cpu"
+        else replace(config, decoders=config.decoders or decoders(config.device, cores))
+        for config in configs
     ]
 
 
@@ -99,6 +108,8 @@ class _Worker:
     def end(self) -> None:
         self.pipe.close()
         self.process.terminate()
+        self.process.join(_SECONDS_TO_END)
+        self.process.kill()  # one that hangs; else it is gone
         self.process.join()
 
 
@@ -131,22 +142,34 @@ def _feed(workers: list[_Worker], shares: Shares) -> None:
 def _serve(pipe: Connection, any_work: ShardWork, config: "ScoringConfig") -> None:
     """The life of a worker: load the model, then score what it is given until its parent has enough."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent ends it
+    signal.signal(signal.SIGTERM, _leave)
     try:
-        places = Places.of(any_work)
-        scorer = load_scorer(places, any_work.model, config)
-        said = 0.0
-
-        def pairs_done(key: str, done: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
-                said = time.monotonic()
-                pipe.send(("pairs", key, done))
-
-        while True:
-            pipe.send(("free",))
-            for work, _ in score_and_publish_all(scorer, pipe.recv(), places, pairs_done):
-                pipe.send(("done", work.key))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # nobody is there any more
+        _score(pipe, any_work, config)
     except Exception as error:
-        pipe.send(("error", *Failed.of(error)))
+        with suppress(OSError):  # nobody is there any more
+            pipe.send(("error", *Failed.of(error)))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _leave(*_: object) -> None:
+    """End as a process does that is done: its temporary files go, copies from a bucket among them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: it is leaving
+    raise SystemExit
+
+
+def _score(pipe: Connection, any_work: ShardWork, config: "ScoringConfig") -> None:
+    places = Places.of(any_work)
+    scorer = load_scorer(places, any_work.model, config)
+    said = 0.0
+
+    def pairs_done(key: str, done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SECONDS_BETWEEN_WORDS:
+            said = time.monotonic()
+            pipe.send(("pairs", key, done))
+
+    while True:
+        pipe.send(("free",))
+        for work, _ in score_and_publish_all(scorer, pipe.recv(), places, pairs_done):
+            pipe.send(("done", work.key))

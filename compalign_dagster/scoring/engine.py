@@ -5,6 +5,7 @@ belong here: which shards to score, artifacts, the ledger, processes and machine
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from compalign_dagster.compute import pick_device
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.images import ImageRejected, decode
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
-from compalign_dagster.scoring.config import PRECISIONS, ScoringConfig, check_precision
+from compalign_dagster.scoring.config import PRECISIONS, ScoringConfig, check_precision, decoders
 from compalign_dagster.scoring.feed import Feed, Picture
 from compalign_dagster.scoring.forward import Forward
 from compalign_dagster.scoring.meter import Meter, in_words
@@ -85,17 +86,22 @@ class Scorer:
         `jobs` is iterated in a thread of its own. Closing the iterator ends all threads, after the read under way.
         """
         config = self.config
-        feed = Feed(jobs, self._prepare, decoders=config.decoders, ahead=max(config.queue_images, self._batch))
+        threads = config.decoders or decoders(config.device, len(os.sched_getaffinity(0)))
+        feed = Feed(jobs, self._prepare, decoders=threads, ahead=max(config.queue_images, self._batch))
         with feed:
-            while (job := feed.next_job()) is not None:
-                yield self._shard(feed, job, progress)
+            while True:
+                meter = Meter()
+                job = feed.next_job(meter)
+                if job is None:
+                    return
+                yield self._shard(feed, job, meter, progress)
 
     def _prepare(self, data: bytes) -> Tensor:
         image = decode(data, max_pixels=self.config.image_pixels, side=self.model.image_side)
         return self.model.prepare(image)
 
-    def _shard(self, feed: Feed, job: Job, progress: Progress) -> ShardScores:
-        meter, halved, what = Meter(), self._forward.halved, f"pairs of {job.shard.name}"
+    def _shard(self, feed: Feed, job: Job, meter: Meter, progress: Progress) -> ShardScores:
+        halved, what = self._forward.halved, f"pairs of {job.shard.name}"
         captions = [str(text) for text in job.pairs["caption"].to_pylist()]
         found = np.full((len(captions), len(FIGURES)), np.nan, np.float32)
         refused: dict[int, tuple[str, str]] = {}
@@ -123,7 +129,7 @@ class Scorer:
             collect(0)
             over_long = sum(count > self.model.config.max_caption_tokens for count in self.model.token_counts(captions))
         with meter.during("write"):
-            scores, quarantine = tables(job.pairs, found, refused, self.model_version)
+            scores, quarantine = tables(job.pairs, found, done, refused, self.model_version)
         if done < len(captions):  # the last images were refused
             progress(len(captions), len(captions), what)
         seconds, stages = sum(meter.seconds.values()), meter.shares()

@@ -107,9 +107,10 @@ class Feed:
         self._reader.join()
         self._pool.shutdown(cancel_futures=True)
 
-    def next_job(self) -> Job | None:
-        """The next shard, once all pictures of the one before were taken; None after the last."""
-        return self._next()
+    def next_job(self, meter: Meter) -> Job | None:
+        """The next shard, once all pictures of the one before were taken; None after the last. Waiting is `read`."""
+        with meter.during("read"):
+            return self._next()
 
     def pictures(self, meter: Meter) -> Iterator[Picture]:
         """The current shard's images, in the order of its pairs; waiting counts as `read` or as `decode`."""

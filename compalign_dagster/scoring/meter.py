@@ -1,7 +1,7 @@
 """Where the time of scoring goes: which stage the others waited for, moment by moment.
 
 The thread that runs the model is the clock: all its time is running the model (`forward`), building tables
-(`write`), or waiting for the next image, whose bytes are not there yet (`read`) or are being decoded (`decode`).
+(`write`), or waiting: for a shard's pairs or an image's bytes (`read`), for an image that is decoded (`decode`).
 What does not belong here: what a device is doing meanwhile.
 """
 

@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LOOKS = 2.0  # at how far an actor is
 _PATIENCE_SECONDS = 600.0  # without any actor that lives
-_STARTS = 4  # of an actor and those that took its place, on average
+_MOST_DEATHS = 4  # for each actor, while no shard is finished
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Actor:
     def __init__(self, model: str, any_work: ShardWork, config: "ScoringConfig") -> None:
         self._model, self._work, self._config = model, any_work, config
         self._scorer: Any = None
-        self._finished: list[str] = []
+        self._finished = deque[str]()
         self._at: tuple[str, int] | None = None
 
     def load(self) -> str | Failed:
@@ -91,13 +92,14 @@ class Actor:
         try:
             for work, _ in score_and_publish_all(self._scorer, works, self._places, self._come):
                 self._finished.append(work.key)
+                self._at = None  # or its pairs would count twice
         except Exception as error:
             return Failed.of(error)
         return None
 
     def look(self) -> tuple[list[str], tuple[str, int] | None]:
         """Work keys that were finished since the last look, and the unfinished one with its pairs that are done."""
-        finished, self._finished = self._finished, []
+        finished = [self._finished.popleft() for _ in range(len(self._finished))]  # the other thread may add meanwhile
         return finished, self._at
 
     def _come(self, key: str, done: int) -> None:
@@ -128,7 +130,7 @@ class _Crew:
         self._arguments = (works[0].model, works[0], config)
         self._due: dict[Any, tuple[str, _Member]] = {}  # answer -> what was asked, of whom
         self._members: list[_Member] = []
-        self._started = 0
+        self._started, self._deaths = 0, 0
         for _ in range(workers):
             self._start()
 
@@ -150,6 +152,7 @@ class _Crew:
             self._lived = time.monotonic()
             if asked == "look":
                 keys, at = found
+                self._deaths = 0 if keys else self._deaths
                 yield from [self.shares.done(member, key) for key in keys]
                 if at and at[0] not in keys:
                     pairs_done(*at)
@@ -191,11 +194,12 @@ class _Crew:
         self._ray.kill(member.handle)  # one that only could not be reached must not go on
         why = " ".join(str(error).split())[:300]
         self.shares.died(member, member.name, why)
-        if self._started >= _STARTS * self._workers:
+        self._deaths += 1
+        if self._deaths >= _MOST_DEATHS * self._workers:
             raise CompalignError(
                 "scoring actors",
                 expected="actors that live",
-                found=f"{self._started} started, the last one dead: {why}",
+                found=f"{self._deaths} dead since a shard was finished, the last one: {why}",
                 remedy="What they died of is in the log. What is published stays: run again.",
             )
         self._start()

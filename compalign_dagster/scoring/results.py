@@ -31,23 +31,23 @@ class ShardScores:
 
 
 def tables(
-    pairs: pa.Table, found: np.ndarray, refused: dict[int, tuple[str, str]], model_version: str
+    pairs: pa.Table, found: np.ndarray, computed: int, refused: dict[int, tuple[str, str]], model_version: str
 ) -> tuple[pa.Table, pa.Table]:
     """SCORES and QUARANTINE of `pairs`, from their FIGURES [N, F] and the reasons of those that have none, by row.
 
-    A pair whose reward is not finite is quarantined too. `ConservationError` if a pair were lost.
+    `computed` pairs went through the model. One whose reward is not finite is quarantined too. `ConservationError` if
+    a pair were lost, which must not look like a reward that is not finite.
     """
-    for row in np.flatnonzero(~np.isfinite(found[:, 0])).tolist():
-        refused.setdefault(row, ("reward_not_finite", f"reward {found[row, 0]}"))
-    scores, quarantine = _scores(pairs, found, refused, model_version), _quarantine(pairs, refused)
-    if len(scores) + len(quarantine) != len(pairs):
+    if computed + len(refused) != len(pairs):
         raise ConservationError(
             f"scoring of shard {pairs['shard'][0]}",
-            expected=f"{len(pairs)} pairs scored or quarantined",
-            found=f"{len(scores)} + {len(quarantine)}",
+            expected=f"{len(pairs)} pairs computed or refused",
+            found=f"{computed} + {len(refused)}",
             remedy="This is a fault of the program; please report it.",
         )
-    return scores, quarantine
+    for row in np.flatnonzero(~np.isfinite(found[:, 0])).tolist():
+        refused.setdefault(row, ("reward_not_finite", f"reward {found[row, 0]}"))
+    return _scores(pairs, found, refused, model_version), _quarantine(pairs, refused)
 
 
 def _scores(pairs: pa.Table, found: np.ndarray, refused: dict[int, tuple[str, str]], model_version: str) -> pa.Table:

@@ -64,8 +64,9 @@ def score_works(
         if found is None:
             left.append(work)
             continue
-        count.finished(work)
+        count.was_there(work)
         yield work, found, True
+    count.begin()
     if left:
         with closing(_engine(where, config, left, places, count.pairs_done)) as results:  # its processes end with it
             for work, artifact in results:
@@ -94,11 +95,22 @@ def _on(config: "ScoringConfig", device: str) -> "ScoringConfig":
 
 
 class Count:
-    """Pairs done over all works, those of unfinished shards among them."""
+    """Pairs done over all works, those of unfinished shards among them.
+
+    What was there is counted before the first word, so that it is in no rate.
+    """
 
     def __init__(self, works: Sequence[ShardWork], progress: Progress) -> None:
         self._total, self._progress = sum(work.pairs for work in works), progress
         self._done, self._partly = 0, dict[str, int]()
+
+    def was_there(self, work: ShardWork) -> None:
+        """A shard was published before."""
+        self._done += work.pairs
+
+    def begin(self) -> None:
+        """All that was there is counted."""
+        self._tell()
 
     def pairs_done(self, key: str, done: int) -> None:
         """A shard that is being scored has come so far; another worker may begin it anew."""

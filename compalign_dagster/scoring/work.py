@@ -4,6 +4,7 @@ Every engine runs what is here: the step's process, a worker of a device, an act
 not belong here: who carries out which shard (`where.py`), how scores are made (`engine.py`).
 """
 
+import io
 import os
 import socket
 import tempfile
@@ -154,7 +155,8 @@ def score_and_publish_all(
 def _read(work: ShardWork, places: Places) -> tuple[Shard, "pa.Table"]:
     require_delivered(places.landing, work.delivery)
     shard = Shard(work.shard, places.landing, work.shard, work.delivery.stamp)
-    return shard, parquet.read(places.store.fetch(work.pairs_key))
+    # Not by `fetch`, whose copies from a bucket stay: a worker reads thousands of tables once each.
+    return shard, parquet.read(io.BytesIO(places.store.read(work.pairs_key)))
 
 
 def publish_scores(

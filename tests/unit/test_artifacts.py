@@ -93,6 +93,15 @@ def test_every_manifest_entry_is_the_digest_of_its_file(store):
     assert artifact.manifest["files"]["rows.bin"]["bytes"] == 4
 
 
+def test_a_checkout_leaves_no_copy_elsewhere(tmp_path):
+    class Bucket(LocalStore):
+        def fetch(self, key):
+            raise AssertionError("its copies stay until the process ends")
+
+    folder = publish(Bucket(tmp_path / "store")).checkout(tmp_path / "out")
+    assert (folder / "sub/more.bin").read_bytes() == b"more"
+
+
 def test_a_checkout_holds_the_data_files_under_their_own_names(store, tmp_path):
     folder = publish(store, views={"page.html": b"<p>"}).checkout(tmp_path / "out")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {

@@ -1,6 +1,9 @@
 """Decoding images from outside: whole and upright, or refused for a named reason."""
 
 import io
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from compalign_dagster.images import ImageFacts, ImageRejected, decode, inspect
+from compalign_dagster.images import MAX_PIXELS, ImageFacts, ImageRejected, _opened, decode, inspect
 from tests.support.shard_builder import picture, png_bomb
 
 
@@ -200,3 +203,21 @@ def test_what_is_cut_short_is_refused_at_a_smaller_scale_too():
     data = jpeg_of(Image.effect_noise((640, 320), 80).convert("RGB"))
     with pytest.raises(ImageRejected, match="image_truncated"):
         decode(data[: len(data) // 2], side=10)
+
+
+def test_threads_that_decode_at_once_leave_the_warnings_of_the_process_as_they_are():
+    before = list(warnings.filters)
+    first, second = (_opened(picture(1), MAX_PIXELS) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
+
+
+def test_a_hostile_image_is_refused_without_a_warning_of_its_own(tmp_path):
+    (tmp_path / "large.png").write_bytes(png_bomb(10_000, 10_000))  # more than Pillow warns of
+    code = "import sys; from compalign_dagster.images import inspect; inspect(open(sys.argv[1], 'rb').read())"
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
+    assert "image_too_large" in ran.stderr
+    assert "DecompressionBombWarning" not in ran.stderr

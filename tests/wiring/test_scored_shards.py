@@ -1,5 +1,8 @@
 """What the UI shows of a batch that is scored: on what, how fast, at what cost, while it runs and afterwards."""
 
+import logging
+import time
+
 import dagster as dg
 import pytest
 
@@ -50,23 +53,36 @@ def test_progress_is_observed_while_it_runs(scene, monkeypatch):
     done = [event.metadata["pairs_done"].value for event in seen]
     (total,) = {event.metadata["pairs"].value for event in seen}
     assert done == sorted(done)
-    assert 0 < done[0] < done[-1] < total
+    assert 0 == done[0] < done[1] < done[-1] < total
     assert seen[-1].metadata["pairs_per_second"].value > 0
     assert seen[-1].metadata["seconds_left"].value >= 0
     assert seen[-1].metadata["engine"].value == "here"
 
 
-def test_observations_are_rare():
-    events = []
+def observations_and_lines(monkeypatch, caplog, *, seconds: int) -> tuple[int, int]:
+    """Of work that reports every second for so long."""
+    events, now = [], [0.0]
 
     class Context:
         asset_key, has_partition_key = dg.AssetKey("a"), False
         log_event = events.append
 
-    tell = observed(Context(), seconds=60)
-    for done in range(1000):
-        tell(done, 1000, "pairs")
-    assert events == []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        tell = observed(Context())
+        for done in range(seconds):
+            now[0] = float(done)
+            tell(done, seconds, "pairs")
+    return len(events), len(caplog.records)
+
+
+def test_a_short_step_says_often_how_far_it_is_and_a_long_one_does_not_fill_the_event_log(monkeypatch, caplog):
+    events, lines = observations_and_lines(monkeypatch, caplog, seconds=120)
+    assert (events, lines) == (3, 24)
+    events, lines = observations_and_lines(monkeypatch, caplog, seconds=36_000)
+    assert events < 2 * 36_000 / 120
+    assert lines < 2 * 36_000 / 60
 
 
 def test_without_the_gpu_that_is_asked_for_the_step_fails_before_a_model_is_loaded(scene, monkeypatch, tmp_path):

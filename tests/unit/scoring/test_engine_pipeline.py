@@ -2,20 +2,24 @@
 
 import gzip
 import io
+import os
 import random
 import threading
 import time
+from collections import deque
+from dataclasses import replace
 
 import pytest
 
+from compalign_dagster.cli.score import _jobs
 from compalign_dagster.crawl.index import index_shard
 from compalign_dagster.crawl.shards import Shard
-from compalign_dagster.errors import InputError
+from compalign_dagster.errors import ConservationError, InputError
 from compalign_dagster.parquet import write
 from compalign_dagster.scoring import feed
 from compalign_dagster.scoring.engine import Scorer, ScoringConfig
 from compalign_dagster.scoring.meter import STAGES
-from compalign_dagster.store import LocalStore
+from compalign_dagster.store import LocalStore, ObjectChangedError
 from tests.support.tiny_reward import crawl_shard
 from tests.unit.scoring.test_engine import Counting
 
@@ -153,6 +157,24 @@ def test_stages_are_shares_of_the_time_that_sum_to_one(jobs):
     assert (found.device, found.batch_images, found.halved) == ("cpu", 4, 0)
 
 
+def test_waiting_for_a_shards_pairs_counts_as_reading(jobs):
+    def slowly():
+        for job in jobs[:2]:
+            time.sleep(0.3)
+            yield job
+
+    for found in Scorer(Counting(), "v", CONFIG).score_all(slowly()):
+        assert found.seconds > 0.2
+        assert found.stages["read"] > 0.5
+
+
+def test_an_image_that_the_feed_loses_is_an_error_and_no_reward_that_is_not_finite(jobs, monkeypatch):
+    pictures = feed.Feed.pictures
+    monkeypatch.setattr(feed.Feed, "pictures", lambda self, meter: list(pictures(self, meter))[1:])
+    with pytest.raises(ConservationError, match=r"expected 10 pairs computed or refused, found 9 \+ 0"):
+        Scorer(Counting(), "v", replace(CONFIG, queue_images=100)).score(*jobs[0])
+
+
 def test_no_thread_and_no_file_is_left_when_all_was_scored(packed):
     Scorer(Counting(), "v", CONFIG).score(*packed)
     assert threads() == set()
@@ -215,6 +237,16 @@ def test_a_shard_that_is_gone_fails_as_its_store_says(jobs, tmp_path):
     with pytest.raises(FileNotFoundError):
         Scorer(Counting(), "v", CONFIG).score(Shard(shard.name, LocalStore(tmp_path), shard.key), pairs)
     assert threads() == set()
+
+
+def test_a_file_that_is_replaced_after_the_command_line_indexed_it_is_not_scored(tmp_path):
+    shard = crawl_shard(tmp_path, count=4, name="web/00000.tar")
+    path = tmp_path / "web/00000.tar"
+    ((found, pairs),) = _jobs([shard], deque())
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ObjectChangedError):
+        Scorer(Counting(), "v", CONFIG).score(found, pairs)
 
 
 def test_undecoded_images_that_wait_are_bounded_by_bytes_too():

@@ -8,6 +8,7 @@ from compalign_dagster.scoring import work as module
 from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.where import Where, score_works
 from compalign_dagster.scoring.work import load_scorer, published, score_and_publish, score_and_publish_all
+from compalign_dagster.store import LocalStore
 from tests.support.scoring import REFERENCE, manifests, places_of, prepare, scored, travelled, versions, works_of
 
 
@@ -87,6 +88,16 @@ def test_a_shard_that_is_written_over_while_it_is_scored_is_not_published(home, 
     assert published(places_of(home), work) is None
 
 
+def test_a_worker_keeps_no_copies_of_what_it_reads(home):
+    class Bucket(LocalStore):
+        def fetch(self, key):
+            raise AssertionError("its copies stay until the process ends")
+
+    works = works_of(home)
+    places = module.Places(Bucket(home / "store"), Bucket(home / "landing"))
+    assert score_and_publish(load_scorer(places, works[0].model, REFERENCE), works[0], places).facts["scored"]
+
+
 def test_a_process_that_does_not_see_the_store_says_so(home, tmp_path):
     work = replace(works_of(home)[0], store=str(tmp_path / "elsewhere"))
     with pytest.raises(CompalignError, match="must see the same store"):
@@ -105,6 +116,15 @@ def test_a_gpu_that_is_asked_for_and_not_there_fails_before_anything_is_loaded(h
 def test_an_unknown_engine_is_refused_by_name():
     with pytest.raises(InputError, match=r"expected one of here, devices, ray, found 'slurm'"):
         Where("slurm")
+
+
+def test_pairs_that_were_scored_before_are_counted_at_once_so_that_they_are_in_no_rate(home):
+    works, scorer, seen = works_of(home), scorer_of(home), []
+    for work in works[:2]:
+        score_and_publish(scorer, work)
+    list(score_works(works, REFERENCE, progress=lambda done, total, what: seen.append(done)))
+    assert seen[0] == works[0].pairs + works[1].pairs
+    assert seen[-1] == sum(work.pairs for work in works)
 
 
 def test_progress_counts_pairs_of_all_shards_up_to_their_sum(home):

@@ -1,0 +1,96 @@
+"""How actors that die are replaced, without a cluster: a Ray whose actors do what a test says."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from compalign_dagster.compute import Needs
+from compalign_dagster.errors import CompalignError
+from compalign_dagster.scoring import on_ray
+from compalign_dagster.scoring.config import ScoringConfig
+from compalign_dagster.scoring.on_ray import Actor
+from tests.support.scoring import REFERENCE, prepare, works_of
+from tests.unit.scoring.test_sharing import works
+
+
+class Died(Exception):  # noqa: N818
+    """What Ray raises for the answer of a dead actor."""
+
+
+@dataclass(frozen=True)
+class Call:
+    asked: str
+    actor: "Remote"
+
+
+class Remote:
+    """An actor that publishes one of the shards it is given and dies; or dies while it loads."""
+
+    def __init__(self, loads: bool) -> None:
+        self.loads, self.given = loads, []
+
+    def __getattr__(self, asked: str) -> Any:
+        def remote(*arguments: Any) -> Call:
+            if asked == "score":
+                self.given = arguments[0][:1]
+            return Call(asked, self)
+
+        return SimpleNamespace(remote=remote)
+
+    def answer(self, asked: str) -> Any:
+        if asked == "look":
+            told, self.given = [work.key for work in self.given], []
+            return told, None
+        if asked == "score" or not self.loads:
+            raise Died("so it goes")
+        return "cpu, process 1 on here"
+
+
+class Ray:
+    """As much of Ray as `_Crew` uses; an actor dies once it was asked what it has finished."""
+
+    exceptions = SimpleNamespace(RayError=Died)
+
+    def __init__(self, loads: bool = True) -> None:
+        self.loads = loads
+
+    def remote(self, _: type) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Remote(self.loads)))
+
+    def wait(self, due: list[Call], timeout: float) -> tuple[list[Call], list[Call]]:
+        ready = [call for call in due if call.asked == "look" or not call.actor.given]
+        return ready[:1], []
+
+    def get(self, call: Call) -> Any:
+        return call.actor.answer(call.asked)
+
+    def kill(self, actor: Remote) -> None:
+        assert isinstance(actor, Remote)
+
+
+def finished(ray: Ray, shards: int) -> list[str]:
+    crew, done = on_ray._Crew(ray, works(shards), ScoringConfig(), Needs(), 1), []
+    while crew.shares.unfinished:
+        done += [work.shard for work in crew.turn(lambda key, pairs: None)]
+    return done
+
+
+def test_actors_may_die_as_long_as_shards_are_finished(monkeypatch):
+    monkeypatch.setattr(on_ray, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    assert finished(Ray(), 20) == [work.shard for work in works(20)]
+
+
+def test_actors_that_die_one_after_the_other_end_the_step():
+    with pytest.raises(CompalignError, match="4 dead since a shard was finished, the last one: so it goes"):
+        finished(Ray(loads=False), 2)
+
+
+def test_what_an_actor_has_finished_is_told_once_and_is_not_what_it_is_at(tmp_path):
+    found = works_of(prepare(tmp_path / "home"))
+    actor = Actor(found[0].model, found[0], REFERENCE)
+    assert actor.load().startswith("cpu, process ")
+    assert actor.score(found) is None
+    assert actor.look() == ([work.key for work in found], None)
+    assert actor.look() == ([], None)
