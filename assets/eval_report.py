@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
 
 from assets import keys
 from assets.judged import crawl_shards, training_data
 from assets.needs import EVALUATION
 from assets.progress import logged
 from assets.reporting import PAGE, PLOT, materialized
-from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.crawl.index import CODE_VERSION as INDEX
 from compalign_dagster.crawl.shards import Shard, is_shard
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from compalign_dagster.evaluation.downstream import DownstreamConfig
 
 KIND = keys.EVAL_REPORT.to_user_string()
-CODE_VERSION = 2
+CODE_VERSION = 3
 _DATA = {
     "sample": "Rendered scenes with simulated labelers: a sample that shows the pipeline at work.",
     "photos": "Real photographs with real human judgements; the crawl's noise was added on purpose.",
@@ -168,7 +167,7 @@ def _evaluate(
     from compalign_dagster.evaluation.report import Filtered, Judged, evaluate
     from compalign_dagster.reward.folder import load_model
     from compalign_dagster.reward.offline_encoders import remember_in
-    from compalign_dagster.selection.policy import Policy
+    from compalign_dagster.selection.version import Version
 
     remember_in(settings.features)
     store = storage.store
@@ -178,15 +177,9 @@ def _evaluate(
         network = load_model(_model_of(store, dataset).checkout(Path(folder, "model")), device=accelerator.pick())
         scores, undecodable = judged_scores(network, data)
         moved = not network.images_are_frozen
-    rows = _scores_of(store, dataset)
-    names = [row["shard"] for row in rows]
+    version = Version.open(dataset)
     return evaluate(
-        Filtered(
-            scores=[store.fetch(row["scores_key"]) for row in rows],
-            pairs=[store.fetch(row["pairs_key"]) for row in rows],
-            policy=Policy.model_validate(dataset.facts["policy"]),
-            shards=crawl_shards(storage, names),
-        ),
+        Filtered(version, crawl_shards(storage, version.shards["shard"].to_list())),
         Judged(data.images, data.captions, data.comparisons, scores, undecodable, moved),
         held_out,
         config,
@@ -201,15 +194,6 @@ def _model_of(store: artifacts.Store, dataset: Artifact) -> Artifact:
 
     wanted = dataset.facts["model_version"]
     return next(model for model in promotions(store) if model.facts["model_version"] == wanted)
-
-
-def _scores_of(store: artifacts.Store, dataset: Artifact) -> list[dict[str, Any]]:
-    """The ledger rows the dataset was made from."""
-    (source,) = dataset.inputs
-    ledger = artifacts.load(store, source.key)
-    assert ledger is not None, "the dataset's manifest names its ledger"
-    table: pa.Table = parquet.read(ledger.fetch("ledger.parquet"))
-    return [row for row in table.to_pylist() if row["model_version"] == dataset.facts["model_version"]]
 
 
 def _views(settings: Settings, dataset: Artifact, report: dict[str, Any]) -> dict[str, bytes]:

@@ -1,9 +1,9 @@
 """`filtered_dataset`: exactly k pairs by the policy in force, why each other one was dropped, `current`."""
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,45 @@ from pydantic import Field
 from assets import keys
 from assets.checks import filtered_dataset as checks
 from assets.judged import crawl_shards
-from assets.reporting import PAGE, PLOT, PREVIEW, claim, counts_table, materialized
-from compalign_dagster import artifacts, latest, parquet
+from assets.reporting import claim, code, column_lineage, linked_counts, materialized
+from compalign_dagster import latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.index import make_pair_id
-from compalign_dagster.crawl.shards import Shard, read_member
-from compalign_dagster.errors import CompalignError, InputError
-from compalign_dagster.selection import current, dataset, tables
+from compalign_dagster.errors import CompalignError
+from compalign_dagster.reward.promoted import Reason
+from compalign_dagster.selection import current, deciding, policy_file
+from compalign_dagster.selection.deciding import CODE_VERSION
 from compalign_dagster.selection.in_force import PolicyInForce, adopt, in_force
-from compalign_dagster.selection.policy import Policy, keep_count, parse_fraction
-from compalign_dagster.selection.select import CODE_VERSION, decide
+from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection.tables import RANKED
+from compalign_dagster.selection.version import Version
+from compalign_dagster.selection.whatif import what_if
 from compalign_dagster.settings import Settings
-from compalign_dagster.store import ObjectMissingError
-from compalign_dagster.versions import work_key
 from resources.storage import Storage
 
 KIND = keys.FILTERED_DATASET.to_user_string()
-_GALLERY = 24
+_BUDGETS_SHOWN = 50
+_COLUMNS = {  # of the ranked lists: the asset and column that each is copied or made from
+    **{name: (keys.SCORED_SHARDS, name) for name in ("pair_id", "shard", "key", "caption_index", "corpus")},
+    **{name: (keys.SCORED_SHARDS, name) for name in ("reward", "human_fit")},
+    **{name: (keys.RAW_CRAWL, name) for name in ("image_offset", "image_length", "caption_characters")},
+    **{name: (keys.RAW_CRAWL, name) for name in ("width", "height")},
+    "domain": (keys.RAW_CRAWL, "url"),
+    "reason": (keys.SCORED_SHARDS, "reward"),
+}
 
 log = logging.getLogger(f"compalign_dagster.{__name__}")
 
 
 class SelectionConfig(dg.Config):
-    """Launchpad overrides. Any of them makes a trial that leaves `current` alone, unless adopted."""
+    """Launchpad overrides. A changed policy makes a trial that leaves `current` alone, unless adopted."""
 
     keep_fraction: str | None = Field(None, description="Keep fraction to try, such as 0.2.")
     keep_per_corpus: dict[str, str] | None = Field(None, description="Keep fractions of named corpora to try.")
+    policy: dict[str, Any] = Field(
+        {}, description="Other fields of the policy to try, such as `most_per_domain: 1000`; the rest is as in force."
+    )
     adopt: bool = Field(False, description="Put the tried policy in force and move `current`.")
+    why: str = Field("adopted in the launchpad", description="Why it is adopted; recorded.")
     reshard: bool = Field(False, description="Also write the kept pairs as new webdataset tars.")
 
 
@@ -63,54 +75,79 @@ class SelectionConfig(dg.Config):
 def filtered_dataset(
     config: SelectionConfig, storage: Storage, settings: dg.ResourceParam[Settings]
 ) -> dg.MaterializeResult:
-    """The compact, well-aligned training set: pair lists with places in the original tars.
+    """The compact, well-aligned training set: a cut, and how much of each batch's ranked list lies above it.
 
-    One cut over the rewards of one model, by the selection policy in force. `current` moves last.
+    One model's rewards, by the selection policy in force. `current` moves last.
     """
     policy, trial = _policy(storage, settings, config)
     ledger, ledger_version = latest.numbered(storage.store, keys.SCORE_LEDGER.to_user_string())
     artifact, reused = publish_dataset(storage, settings, policy, ledger, reshard=config.reshard)
-    facts = artifact.facts
     results = [
-        claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", unaccounted(facts)),
+        claim("exactly_k_are_kept_and_every_other_pair_has_a_reason", unaccounted(artifact.facts, policy.policy)),
         checks.dataset_meets_expectations(artifact),
         checks.lineage_verifies(artifact),
+        checks.groups_are_kept_alike(artifact, settings.least_group_share),
     ]
     moved = False
-    if not trial and all(result.passed for result in results):
+    if not trial and all(result.passed for result in results if result.severity == dg.AssetCheckSeverity.ERROR):
         moved = current.move(artifact, policy=policy.version, ledger=ledger_version)
     return materialized(
         artifact,
         storage,
         reused=reused,
-        rows=facts["kept"],
-        schema=tables.KEPT,
+        rows=artifact.facts["kept"],
+        schema=RANKED,
         metadata={
-            **{name: facts[name] for name in ("pairs", "kept", "dropped", "quarantined", "images_kept", "coverage")},
-            "keep_rate": facts["kept"] / facts["pairs"] if facts["pairs"] else 0.0,
+            **_told(artifact, storage),
             "trial": dg.MetadataValue.bool(trial),
             "current": dg.MetadataValue.bool(moved),
             "policy_version": policy.version,
-            "model_version": facts["model_version"] or "",
-            "policy": dg.MetadataValue.json(facts["policy"]),
-            "budgets": dg.MetadataValue.json(facts["budgets"]),
-            "dropped by reason": counts_table("reason", facts["dropped_by_reason"]),
         },
         checks=results,
     )
 
 
-def unaccounted(facts: Mapping[str, Any]) -> list[str]:
+def _told(artifact: Artifact, storage: Storage) -> dict[str, Any]:
+    """What the event says of a version, from its facts alone."""
+    from compalign_dagster.pages.browse import address
+
+    facts, name = artifact.facts, artifact.work_key[:12]
+    pages = {reason: storage.pages_url + address(name, reason) for reason in facts["dropped_by_reason"]}
+    return {
+        **{figure: facts[figure] for figure in ("pairs", "kept", "dropped", "quarantined", "coverage")},
+        **{figure: facts[figure] for figure in ("mean_reward_kept", "expected_fit") if facts.get(figure) is not None},
+        "keep_rate": facts["kept"] / facts["pairs"] if facts["pairs"] else 0.0,
+        "model_version": facts["model_version"] or "",
+        "policy": dg.MetadataValue.json(facts["policy"]),
+        "budgets": dg.MetadataValue.json(facts["budgets"][:_BUDGETS_SHOWN]),
+        "dropped by reason": linked_counts("reason", facts["dropped_by_reason"], pages),
+        "ranked lists made": facts["lists"]["made"],
+        "ranked lists used again": facts["lists"]["reused"],
+        "all pairs": dg.MetadataValue.url(storage.pages_url + address(name)),
+        "dagster/column_lineage": column_lineage(_COLUMNS),
+        "code": code(
+            "from compalign_dagster.selection.training import KeptPairs",
+            f"pairs = KeptPairs.open({storage.store_url!r}, {storage.landing_url!r}, {name!r})",
+            "for sample in pairs: ...  # image, caption, pair_id, reward",
+        ),
+    }
+
+
+def unaccounted(facts: Mapping[str, Any], policy: Policy) -> list[str]:
     """What does not add up in a dataset's counts."""
     problems = []
     if facts["pairs"] != facts["kept"] + facts["dropped"] + facts["quarantined"]:
         problems.append("pairs are not kept + dropped + quarantined")
     if facts["dropped"] != sum(facts["dropped_by_reason"].values()):
         problems.append("the reasons do not add up to the dropped pairs")
+    if facts["kept"] != sum(budget["kept"] for budget in facts["budgets"]):
+        problems.append("the budgets do not add up to the kept pairs")
     for budget in facts["budgets"]:
-        wanted = keep_count(budget["fraction"], budget["n"])
+        wanted = policy.count_of(budget["budget"], budget["n"])
         if budget["k"] != wanted:
-            problems.append(f"budget {budget['budget']} keeps {budget['k']}, not {wanted}")
+            problems.append(f"budget {budget['budget']} asks for {budget['k']}, not {wanted}")
+        if budget["kept"] != wanted and not (budget["short"] and budget["kept"] < wanted):
+            problems.append(f"budget {budget['budget']} keeps {budget['kept']}, not {wanted}")
     return problems
 
 
@@ -118,19 +155,26 @@ def _policy(storage: Storage, settings: Settings, config: SelectionConfig) -> tu
     """The policy to apply, and whether this is a trial."""
     first = Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus))
     now = in_force(storage.store, first)
-    if config.keep_fraction is None and config.keep_per_corpus is None:
-        return now, False
-    tried = Policy(
-        keep_fraction=now.policy.keep_fraction
-        if config.keep_fraction is None
-        else parse_fraction(config.keep_fraction),
-        per_corpus=now.policy.per_corpus
-        if config.keep_per_corpus is None
-        else {name: parse_fraction(value) for name, value in config.keep_per_corpus.items()},
-    )
-    if config.adopt:
-        return adopt(storage.store, tried), False
+    tried = _tried(now.policy, config)
+    if config.adopt and tried != now.policy:
+        return adopt(storage.store, tried, Reason.given(None, config.why)), False
     return PolicyInForce(tried, now.version), tried != now.policy
+
+
+def _tried(policy: Policy, config: SelectionConfig) -> Policy:
+    """The policy in force with the launchpad's changes; a count takes the place of a fraction, and the reverse."""
+    changes = dict(config.policy)
+    if config.keep_fraction is not None:
+        changes["keep_fraction"] = config.keep_fraction
+    if config.keep_per_corpus is not None:
+        changes["per_corpus"] = config.keep_per_corpus
+    if not changes:
+        return policy
+    fields = policy.model_dump(mode="json")
+    for given, other in (("keep_fraction", "keep_count"), ("keep_count", "keep_fraction")):
+        if changes.get(given) is not None and other not in changes:
+            fields[other] = None
+    return policy_file.checked({**fields, **changes}, "policy of the launchpad")
 
 
 def _rows_in_force(ledger: Artifact, settings: Settings) -> tuple[list[dict], float]:
@@ -159,82 +203,59 @@ def publish_dataset(
     """The dataset that a policy makes of a ledger."""
     store = storage.store
     rows, coverage = _rows_in_force(ledger, settings)
-    choice = {"policy": policy.policy.model_dump(mode="json"), "reshard": reshard, "coverage": coverage}
-    key = work_key(
-        KIND,
-        code_version=CODE_VERSION,
-        inputs=[[row["shard"], row["index_version"], row["data_version"]] for row in rows],
-        config=choice,
-    )
+    config = {"reshard": reshard, "coverage": coverage}
+    key = deciding.key_of(store, rows, policy.policy, config)
 
     def make() -> Artifact:
         log.info("filtered_dataset: deciding on %d shards", len(rows))
-        pairs = [store.fetch(row["pairs_key"]) for row in rows]
-        decided = decide([store.fetch(row["scores_key"]) for row in rows], policy.policy)
-        made = dataset.build(decided, pairs, policy.policy, quarantined=sum(row["quarantined"] for row in rows))
+        decided = deciding.decide(store, rows, policy.policy)
+        if decided.lists.is_empty():
+            raise CompalignError(
+                f"ledger {ledger.uri}",
+                expected="at least one pair to decide on",
+                found=f"{decided.facts['pairs']:,} pairs, none of them scored",
+                remedy="Look at the quarantine of scored_shards, score again, then materialise score_ledger.",
+            )
+        outcome = what_if(decided, policy.policy)
         facts = {
-            **made.facts,
-            "policy": choice["policy"],
+            "policy": policy.policy.model_dump(mode="json"),
             "coverage": coverage,
+            "model_version": rows[0]["model_version"],
+            "mean_reward_kept": outcome.mean_reward,
+            "expected_fit": outcome.expected_fit,
         }
+        decided = replace(decided, facts={**decided.facts, **facts})
         with tempfile.TemporaryDirectory() as folder:
-            files = {
-                "kept.parquet": parquet.write(made.kept, Path(folder, "kept.parquet")),
-                "dropped.parquet": parquet.write(made.dropped, Path(folder, "dropped.parquet")),
-            }
-            if reshard:
-                files |= _reshard(storage, made, Path(folder, "shards"))
-            return artifacts.publish(
-                store,
-                KIND,
+            return deciding.publish(
+                decided,
+                ledger,
                 key,
-                files,
-                code_version=CODE_VERSION,
-                inputs=[ledger.as_input()],
-                config=choice,
+                config=config,
                 facts=facts,
-                views=_views(storage, facts, dataset.histogram(decided), dataset.examples(decided, pairs, _GALLERY)),
+                files=_reshard(storage, decided, Path(folder, "shards")) if reshard else {},
+                views=_views(storage, decided, key[:12]),
             )
 
     return latest.reuse_or_make(store, KIND, key, make)
 
 
-def _reshard(storage: Storage, made: dataset.FilteredDataset, folder: Path) -> dict[str, Path]:
+def _reshard(storage: Storage, decided: Version, folder: Path) -> dict[str, Path]:
+    from compalign_dagster.selection.pairs import kept_frames
     from compalign_dagster.selection.resharding import reshard
 
-    shards = crawl_shards(storage, sorted(map(str, set(made.kept["shard"].to_pylist()))))
-    return {f"shards/{path.name}": path for path in reshard(made.kept, shards, folder)}
+    shards = crawl_shards(storage, decided.shards["shard"].to_list())
+    return {f"shards/{path.name}": path for path in reshard(kept_frames(decided), shards, folder)}
 
 
-def _picture(storage: Storage, row: dict) -> bytes:
-    """A pair's image, empty where other bytes lie by now: the log learns of that later, and the dataset goes on."""
-    shard = Shard(row["shard"], storage.landing, row["shard"])
-    try:
-        data = read_member(shard, row["image_offset"], row["image_length"])
-    except (InputError, ObjectMissingError) as error:
-        log.warning("filtered_dataset: a pair is shown without its picture: %s", error)
-        return b""
-    return data if make_pair_id(hashlib.sha256(data).digest(), row["caption"].encode()) == row["pair_id"] else b""
+def _views(storage: Storage, decided: Version, name: str) -> dict[str, bytes]:
+    """The curator's pages and pictures of a version, and the auditor's page."""
+    from compalign_dagster.lineage.audit import audit_facts
+    from compalign_dagster.pages.audit import audit_page
+    from compalign_dagster.pages.dataset import dataset_views
+    from compalign_dagster.pages.what_if import what_if_view
 
-
-def _views(
-    storage: Storage, facts: dict[str, Any], histogram: dict[str, list], examples: dict[str, list[dict]]
-) -> dict[str, bytes]:
-    """The curator's page: histogram with the cut, waterfall, galleries; and a contact sheet of kept pairs."""
-    from compalign_dagster.pages.cards import Card
-    from compalign_dagster.pages.filtered import filtered_page, histogram_picture
-    from compalign_dagster.pages.images import contact_sheet
-
-    def card(row: dict) -> Card:
-        return Card(
-            image=_picture(storage, row),
-            caption=row["caption"],
-            reward=row["reward"],
-            note=f"{row['reason'] or 'kept'} · {row['shard']} {row['key']}",
-        )
-
-    galleries = {name: [card(row) for row in rows] for name, rows in examples.items()}
-    page = filtered_page(facts, histogram, galleries)
-    sheet = [entry.image for entry in galleries["kept"]]
-    plot = histogram_picture(histogram, facts)
-    return {PAGE: page, PLOT: plot, **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {})}
+    return {
+        **dataset_views(decided, storage.landing, name),
+        "what_if.html": what_if_view(decided, storage.landing, name),
+        "audit.html": audit_page(audit_facts(decided, name)),
+    }

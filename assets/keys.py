@@ -16,6 +16,7 @@ DUPLICATE_GROUPS = dg.AssetKey("duplicate_groups")
 FILTERED_DATASET = dg.AssetKey("filtered_dataset")
 EVAL_REPORT = dg.AssetKey("eval_report")
 SHADOW_REPORT = dg.AssetKey("shadow_report")
+CASCADE_PLAN = dg.AssetKey("cascade_plan")
 
 CRAWL_GROUP = "crawl"
 REFEREE_GROUP = "referee"

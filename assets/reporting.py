@@ -12,10 +12,12 @@ import dagster as dg
 import pyarrow as pa
 
 from compalign_dagster.artifacts import Artifact
+from compalign_dagster.markdown import inert
 from compalign_dagster.parquet import meaning
 from resources.storage import Storage
 
 PAGE = "page.html"
+_INPUTS_SHOWN, _PROBLEMS_SHOWN = 50, 20
 PREVIEW, PLOT = "preview.jpg", "plot.png"  # a contact sheet, a drawn figure: small enough for an event
 
 
@@ -34,7 +36,8 @@ def materialized(
         "reused": dg.MetadataValue.bool(reused),
         "dagster/uri": artifact.uri,
         "work_key": artifact.work_key,
-        "inputs": dg.MetadataValue.json([entry.__dict__ for entry in artifact.inputs[:50]]),
+        "inputs": dg.MetadataValue.json([entry.__dict__ for entry in artifact.inputs[:_INPUTS_SHOWN]]),
+        **({"inputs in all": len(artifact.inputs)} if len(artifact.inputs) > _INPUTS_SHOWN else {}),
         **(metadata or {}),
     }
     if rows is not None:
@@ -42,8 +45,10 @@ def materialized(
         facts["dagster/partition_row_count" if partitioned else "dagster/row_count"] = rows
     if schema is not None:
         facts["dagster/column_schema"] = table_schema(schema)
-    if artifact.has_view(PAGE):
-        facts["page"] = dg.MetadataValue.url(storage.page_url(artifact, PAGE))
+    for name in sorted(artifact.manifest["files"]):
+        if name.endswith(".html") and artifact.has_view(name):  # page.html is "page", what_if.html is "what if"
+            label = name.removesuffix(".html").replace("_", " ")
+            facts[label] = dg.MetadataValue.url(storage.page_url(artifact, name))
     for name in (PREVIEW, PLOT):
         if artifact.has_view(name):
             facts[name.partition(".")[0]] = picture(artifact.store.read(artifact.file_key(name)))
@@ -80,13 +85,35 @@ def counts_table(title: str, counts: Mapping[str, int]) -> dg.MarkdownMetadataVa
     return dg.MetadataValue.md("\n".join(lines) if counts else "none")
 
 
+def linked_counts(title: str, counts: Mapping[str, int], pages: Mapping[str, str]) -> dg.MarkdownMetadataValue:
+    """As `counts_table`, in the order given, each name a link; for names of our own."""
+    lines = [f"| {title} | count |", "| --- | ---: |"]
+    lines += [f"| [{name}]({pages[name]}) | {count:,} |" for name, count in counts.items()]
+    return dg.MetadataValue.md("\n".join(lines) if counts else "none")
+
+
+def column_lineage(columns: Mapping[str, tuple[dg.AssetKey, str]]) -> dg.MetadataValue:
+    """For each column the asset and the column that it comes from."""
+    deps = {name: [dg.TableColumnDep(asset_key=asset, column_name=column)] for name, (asset, column) in columns.items()}
+    return dg.MetadataValue.column_lineage(dg.TableColumnLineage(deps))
+
+
+def code(*lines: str) -> dg.MarkdownMetadataValue:
+    """Python that reads what was made."""
+    return dg.MetadataValue.md("\n".join(("```python", *lines, "```")))
+
+
 def claim(name: str, problems: Sequence[str], **facts: Any) -> dg.AssetCheckResult:
     """An exact claim made while writing: passed when no problem was found."""
     return dg.AssetCheckResult(
         check_name=name,
         passed=not problems,
-        metadata={
-            "problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none"),
-            **facts,
-        },
+        metadata={"problems": problems_list(problems), **facts},
     )
+
+
+def problems_list(problems: Sequence[str]) -> dg.MarkdownMetadataValue:
+    """The first problems, as text: names in them come from outside."""
+    shown = [inert(text) for text in problems[:_PROBLEMS_SHOWN]]
+    more = [f"{len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
+    return dg.MetadataValue.md("\n".join(f"- {text}" for text in [*shown, *more]) or "none")

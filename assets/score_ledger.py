@@ -27,7 +27,7 @@ from compalign_dagster.versions import digest_json, work_key
 from resources.storage import Storage
 
 KIND = keys.SCORE_LEDGER.to_user_string()
-CODE_VERSION = 1
+CODE_VERSION = 2
 _MODELS_KEPT = 2  # the promoted one, and the one before it, which serves until coverage suffices
 
 
@@ -61,7 +61,11 @@ def score_ledger(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.M
             "coverage": dg.MetadataValue.json(facts["coverage"]),
             "shards by batch": counts_table("batch", facts["shards_by_batch"]),
         },
-        checks=[checks.ledger_meets_expectations(artifact), checks.a_model_covers_the_live_crawl(artifact, settings)],
+        checks=[
+            checks.ledger_meets_expectations(artifact),
+            checks.a_model_covers_the_live_crawl(artifact, settings),
+            checks.cascade_changes_few_decisions(artifact),
+        ],
     )
 
 

@@ -3,12 +3,14 @@
 import logging
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import duckdb
+import pyarrow as pa
 
 from assets import keys
 from assets.checks import scored_shards as checks
@@ -20,7 +22,7 @@ from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import IndexedShard, indexed_shards
 from compalign_dagster.reward.promoted import promoted
-from compalign_dagster.scoring import tables
+from compalign_dagster.scoring import in_force, tables
 from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.speed import speed
 from compalign_dagster.scoring.tables import CODE_VERSION
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from compalign_dagster.scoring.work import ShardWork
 
 KIND = keys.SCORED_SHARDS.to_user_string()
+BATCH_VERSION = 4  # of a batch's table; CODE_VERSION is that of the scores of a shard
 _SHOWN = ("devices", "workers", "pairs_per_second", "device_seconds_per_million_pairs", "cost_per_million_pairs",
           "cpu_seconds_per_second", "gpu_utilisation", "halved")  # fmt: skip
 
@@ -55,7 +58,8 @@ log = logging.getLogger(f"compalign_dagster.{__name__}")
             asset=keys.SCORED_SHARDS,
             blocking=True,
             partitions_def=CRAWL_BATCHES,
-            description="Exact SQL over all rows: pairs = scored + quarantined, no occurrence twice, no NaN.",
+            description="Exact SQL over all rows: pairs = scored + rejected by a cascade + quarantined, no occurrence "
+            "twice, no NaN.",
         ),
         *checks.SPECS,
     ],
@@ -65,6 +69,7 @@ def scored_shards(
 ) -> dg.MaterializeResult:
     """Rewards of the promoted model, one table per shard; image-text cosine and ITM beside them.
 
+    Where a cascade is in force, pairs that its cheap model turns down have none (docs/scoring.md).
     Published shard by shard: a crash repeats at most the shard that each worker was at.
     """
     pool = SCORING.dagster_pool()
@@ -74,6 +79,7 @@ def scored_shards(
     limit = context.instance.event_log_storage.get_concurrency_info(pool).limit if pool else None
     shown = {
         **{name: facts[name] for name in ("model_version", "shards", "pairs", "scored", "quarantined", "mean_reward")},
+        **_cascade_of(facts),
         "engine": fast.get("engine"),
         "pool": pool,
         "pool_limit": limit,
@@ -106,29 +112,37 @@ def score_batch(
     store = storage.store
     raw = latest.require(store, keys.RAW_CRAWL.to_user_string(), batch)
     model = promoted(store)
+    cascade, said = in_force.applied(store, model.facts["model_version"])
+    changes_bytes = {**accelerator.changes_bytes(), **(cascade.as_config() if cascade else {})}
     shards = indexed_shards(store, batch)
     key = work_key(
         KIND,
-        code_version=CODE_VERSION,
-        inputs=[model.facts["model_version"], [[shard.shard, shard.index_version] for shard in shards]],
-        config=accelerator.changes_bytes(),
+        code_version=BATCH_VERSION,
+        inputs=[CODE_VERSION, model.facts["model_version"], [[shard.shard, shard.index_version] for shard in shards]],
+        config=changes_bytes,
     )
 
     def make() -> Artifact:
-        scored, fast = _score_shards(storage, accelerator, config, model, shards, progress or logged(KIND))
+        scored, fast = _score_shards(storage, accelerator, config, changes_bytes, model, shards, progress)
         with tempfile.TemporaryDirectory() as folder:
-            path = parquet.write(
-                parquet.from_rows([row for row, _ in scored], tables.LEDGER), Path(folder, "shards.parquet")
-            )
+            found = {"shards": parquet.from_rows([row for row, _ in scored], tables.LEDGER)}
+            if cascade:
+                found["audited"] = pa.concat_tables(
+                    [parquet.read(item.fetch("audited.parquet")) for _, item in scored]
+                    or [tables.AUDITED.empty_table()]
+                )
             return artifacts.publish(
                 store,
                 KIND,
                 key,
-                {"shards.parquet": path},
-                code_version=CODE_VERSION,
+                {
+                    f"{name}.parquet": parquet.write(table, Path(folder, f"{name}.parquet"))
+                    for name, table in found.items()
+                },
+                code_version=BATCH_VERSION,
                 inputs=[raw.as_input(), model.as_input(), *(item.as_input() for _, item in scored)],
-                config=accelerator.changes_bytes(),
-                facts={**_facts(store, model, [row for row, _ in scored]), "speed": fast},
+                config=changes_bytes,
+                facts={**_facts(store, model, scored), "cascade": said, "speed": fast},
                 partition=batch,
             )
 
@@ -139,25 +153,27 @@ def _score_shards(
     storage: Storage,
     accelerator: Accelerator,
     config: ScoringConfig,
+    changes_bytes: dict[str, Any],
     model: Artifact,
     shards: list[IndexedShard],
-    progress: Progress,
+    progress: Progress | None,
 ) -> tuple[list[tuple[dict, Artifact]], dict[str, Any]]:
     """The ledger row and the artifact of each shard, sorted by name, and how fast what was not there was scored."""
     from compalign_dagster.scoring.where import score_works
     from compalign_dagster.scoring.work import Places, ShardWork
 
     places, where, started = Places(storage.store, storage.landing), accelerator.where(), time.monotonic()
-    works = [ShardWork.of(item, places, model, accelerator.changes_bytes()) for item in shards]
+    works = [ShardWork.of(item, places, model, changes_bytes) for item in shards]
     indexed = {work.key: shard for work, shard in zip(works, shards, strict=True)}
-    scored, new = [], []
+    scored, new, progress = [], [], progress or logged(KIND)
     with closing(score_works(works, config, where, places=places, progress=progress)) as found:  # its workers end here
         for work, artifact, reused in found:
             shard = indexed[work.key]
             scored.append((_row(shard, work, model, artifact), artifact))
             if not reused:
                 new.append(artifact.facts)
-                log.info("scored_shards %s: %d of %d shards, %s", shard.batch, len(scored), len(shards), shard.shard)
+                # Not at INFO: each would be an event of the run beside the engine's line for the shard.
+                log.debug("scored_shards %s: %d of %d shards, %s", shard.batch, len(scored), len(shards), shard.shard)
     fast = speed(new, time.monotonic() - started, accelerator.device_hour_cost)
     return sorted(scored, key=lambda item: item[0]["shard"]), {"engine": where.engine, **fast} if fast else {}
 
@@ -175,39 +191,62 @@ def _row(shard: IndexedShard, work: "ShardWork", model: Artifact, artifact: Arti
         "pairs": shard.pairs,
         "scored": artifact.facts["scored"],
         "quarantined": artifact.facts["quarantined"],
+        "rejected": artifact.facts.get("rejected", 0),
+        "rejected_key": artifact.file_key("rejected.parquet") if "rejected.parquet" in artifact.names() else None,
     }
 
 
-def _facts(store: Store, model: Artifact, rows: list[dict]) -> dict[str, Any]:
+def _facts(store: Store, model: Artifact, scored: list[tuple[dict, Artifact]]) -> dict[str, Any]:
     """What the batch's manifest says of its scores; the same whoever made them, and how."""
-    total = sum(row["scored"] for row in rows)
-    paths = [str(store.fetch(row["scores_key"])) for row in rows]
-    exact = _exact(paths) if paths else {"mean_reward": None, "problems": []}
-    pairs, quarantined = sum(row["pairs"] for row in rows), sum(row["quarantined"] for row in rows)
-    if pairs != total + quarantined:
-        exact["problems"].append(f"{pairs} pairs are not {total} scored + {quarantined} quarantined")
+    rows = [row for row, _ in scored]
+    counts = {name: sum(row[name] for row in rows) for name in ("pairs", "scored", "quarantined", "rejected")}
     return {
         "model_version": model.facts["model_version"],
         "shards": len(rows),
-        "pairs": pairs,
-        "scored": total,
-        "quarantined": quarantined,
-        **exact,
+        **counts,
+        "audited": sum(item.facts.get("audited", 0) for _, item in scored),
+        **exact(store, rows, counts),
     }
 
 
-def _exact(paths: list[str]) -> dict:
-    """Exact SQL over every score of the batch."""
+def _cascade_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cascade did to a batch, or why there was none."""
+    turned_down = facts["rejected"] + facts["audited"]
+    if not turned_down:
+        return {"cascade": facts["cascade"]}
+    return {
+        "cascade": facts["cascade"],
+        "cascade_passes": round(1 - turned_down / facts["pairs"], 4),
+        "cascade_rejected": facts["rejected"],
+        "cascade_audited": facts["audited"],
+    }
+
+
+def exact(store: Store, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> dict[str, Any]:
+    """The mean reward of a batch, and what exact SQL over every row of its tables finds wrong with them.
+
+    `rows` are LEDGER rows, `counts` their sums of `pairs`, `scored`, `rejected` and `quarantined`.
+    """
+    scores = [str(store.fetch(row["scores_key"])) for row in rows]
+    rejected = [str(store.fetch(row["rejected_key"])) for row in rows if row["rejected_key"]]
+    if not scores:
+        return {"mean_reward": None, "problems": []}
     with duckdb.connect() as connection:
-        (row,) = connection.sql(
-            """
-            select avg(reward), count(*) - count(distinct (shard, key, caption_index)),
-                   count(*) filter (not isfinite(reward))
-            from read_parquet(?)
-            """,
-            params=[paths],
-        ).fetchall()
-    mean, twice, broken = row
-    problems = [f"{twice} occurrences scored twice"] if twice else []
-    problems += [f"{broken} rewards are not finite"] if broken else []
+        (mean, scored, broken) = connection.execute(
+            "select avg(reward), count(*), count(*) filter (not isfinite(reward)) from read_parquet(?)", [scores]
+        ).fetchall()[0]
+        (found, different) = connection.execute(
+            "select count(*), count(distinct (shard, key, caption_index)) from read_parquet(?, union_by_name = true)",
+            [scores + rejected],
+        ).fetchall()[0]
+    wrong = {
+        f"{found - different} occurrences scored or rejected twice": found != different,
+        f"{broken} rewards are not finite": broken,
+        f"{scored} scores and {found - scored} rejected pairs were found, not {counts['scored']} and "
+        f"{counts['rejected']}": (scored, found - scored) != (counts["scored"], counts["rejected"]),
+        f"{counts['pairs']} pairs are not {counts['scored']} scored + {counts['rejected']} rejected + "
+        f"{counts['quarantined']} quarantined": counts["pairs"]
+        != counts["scored"] + counts["rejected"] + counts["quarantined"],
+    }
+    problems = [text for text, holds in wrong.items() if holds]
     return {"mean_reward": None if mean is None else round(mean, 6), "problems": problems}

@@ -1,8 +1,8 @@
 """`shadow_report`: what the newest reward model would do to the crawl, before anyone promotes it."""
 
-import hashlib
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,15 @@ from assets.needs import SCORING
 from assets.reporting import PAGE, PLOT, PREVIEW, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.index import make_pair_id
 from compalign_dagster.crawl.live import IndexedShard, indexed_shards
-from compalign_dagster.crawl.shards import Shard, read_member
-from compalign_dagster.errors import CompalignError, InputError
+from compalign_dagster.crawl.shards import Shard, corpus_of
+from compalign_dagster.errors import CompalignError
 from compalign_dagster.reward import promoted
 from compalign_dagster.scoring import tables
 from compalign_dagster.scoring.shadow import CODE_VERSION
 from compalign_dagster.selection.in_force import in_force_or
-from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection.policy import REST, Policy
 from compalign_dagster.settings import Settings
-from compalign_dagster.store import ObjectChangedError, ObjectMissingError
 from compalign_dagster.versions import work_key
 from resources.accelerator import Accelerator
 from resources.storage import Storage
@@ -143,12 +141,16 @@ def publish_shadow(
 
 
 def _scores_of(store: artifacts.Store, model: Artifact | None) -> dict[str, dict[str, Any]]:
-    """The ledger's rows of the promoted model, by shard; none before the first scoring."""
+    """The ledger's rows of the promoted model, by shard; none before the first scoring, nor after a cascade.
+
+    What a cascade turned down has no reward: ranks among the others do not stand for ranks in the crawl.
+    """
     ledger = latest.latest(store, keys.SCORE_LEDGER.to_user_string())
     if ledger is None or model is None:
         return {}
     rows = parquet.read(ledger.fetch("ledger.parquet")).to_pylist()
-    return {row["shard"]: row for row in rows if row["model_version"] == model.facts["model_version"]}
+    found = {row["shard"]: row for row in rows if row["model_version"] == model.facts["model_version"]}
+    return {} if any(row.get("rejected_key") for row in found.values()) else found
 
 
 def _sample(
@@ -179,16 +181,15 @@ def _report(
     """The sample with rewards, and the figures."""
     import numpy as np
 
-    from compalign_dagster.scoring.shadow import REST, compare, cost_of_rescoring
+    from compalign_dagster.scoring.shadow import compare, cost_of_rescoring
 
-    scored, seconds, refused = _score(storage, accelerator, model, sample, shards)
+    scored, seconds, refused = score_drawn(storage, accelerator, model, sample, shards)
     rewards = None
     if other is not None:
         rewards = sample.promoted
         if np.isnan(rewards).all():  # nothing is scored by it yet
-            rewards, _, _ = _score(storage, accelerator, other, sample, shards)
-    fractions = {REST: float(policy.keep_fraction), **{name: float(value) for name, value in policy.per_corpus.items()}}
-    table, facts = compare(sample, scored, rewards, fractions, seed=seed)
+            rewards, _, _ = score_drawn(storage, accelerator, other, sample, shards)
+    table, facts = compare(sample, scored, rewards, _fractions(policy, shards), seed=seed)
     in_crawl = sum(item.pairs for item in shards)
     return table, {
         **facts,
@@ -203,14 +204,31 @@ def _report(
     }
 
 
-def _score(
+def _fractions(policy: Policy, shards: list[IndexedShard]) -> dict[str, float]:
+    """The share that the policy keeps of each budget; of a count, its share of the indexed pairs."""
+    pairs = Counter({REST: 0})
+    for item in shards:
+        pairs[policy.budget_of(corpus_of(item.shard))] += item.pairs
+    for budget in (*policy.per_corpus, *policy.count_per_corpus):
+        pairs[budget] += 0
+    found = {}
+    for budget, n in pairs.items():
+        fraction = policy.fraction_of(budget)
+        found[budget] = float(fraction) if fraction is not None else policy.count_of(budget, n) / max(n, 1)
+    return found
+
+
+def score_drawn(
     storage: Storage, accelerator: Accelerator, model: Artifact, sample: "Sample", shards: list[IndexedShard]
 ) -> Any:
+    """Rewards of a sample of the crawl by this model, as `scoring.shadow.score_sample`."""
     from compalign_dagster.reward.folder import load_model
     from compalign_dagster.scoring.engine import ScoringConfig
     from compalign_dagster.scoring.shadow import score_sample
 
-    log.info("shadow_report: scoring %d pairs with model %s", len(sample.pairs), model.facts["model_version"][:12])
+    log.info(
+        "sample of the crawl: scoring %d pairs with model %s", len(sample.pairs), model.facts["model_version"][:12]
+    )
     config = ScoringConfig(
         precision=accelerator.precision,
         image_pixels=accelerator.image_pixels,
@@ -227,35 +245,20 @@ def _views(storage: Storage, table: pa.Table, report: dict[str, Any]) -> dict[st
     """The page with a contact sheet of what would enter and leave."""
     from compalign_dagster.pages.cards import Card
     from compalign_dagster.pages.images import contact_sheet
+    from compalign_dagster.pages.pictures import pictures
     from compalign_dagster.pages.shadow import rewards_picture, shadow_page
     from compalign_dagster.scoring.shadow import galleries
 
-    cards = {
-        name: [
-            Card(
-                _picture(storage, row),
-                row["caption"],
-                row["reward_candidate"],
-                f"{row['pair_id']} · {row['shard']} {row['key']}",
-            )
-            for row in rows
+    cards = {}
+    for name, rows in galleries(table, _SHOWN).items():
+        images = pictures(storage.landing, rows)
+        cards[name] = [
+            Card(image, row["caption"], row["reward_candidate"], f"{row['pair_id']} · {row['shard']} {row['key']}")
+            for image, row in zip(images, rows, strict=True)
         ]
-        for name, rows in galleries(table, _SHOWN).items()
-    }
     sheet = [card.image for found in cards.values() for card in found]
     return {
         PAGE: shadow_page(report, cards),
         PLOT: rewards_picture(report),
         **({PREVIEW: contact_sheet(sheet, columns=8)} if sheet else {}),
     }
-
-
-def _picture(storage: Storage, row: dict[str, Any]) -> bytes:
-    """A pair's image; empty where other bytes lie by now."""
-    shard = Shard(row["shard"], storage.landing, row["shard"])
-    try:
-        data = read_member(shard, row["image_offset"], row["image_length"])
-    except (InputError, ObjectMissingError, ObjectChangedError) as error:
-        log.warning("shadow_report: a pair is shown without its picture: %s", error)
-        return b""
-    return data if make_pair_id(hashlib.sha256(data).digest(), row["caption"].encode()) == row["pair_id"] else b""

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Input:
     key: str  # manifest key in the store, or the URL of something outside it
     data_version: str
     partition: str | None = None
+    manifest_sha256: str | None = None  # of an artifact as a whole: what its data version leaves out counts too
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Artifact:
     @property
     def data_version(self) -> str:
         return self.manifest["data_version"]
+
+    @cached_property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest's bytes, which are canonical JSON."""
+        return digest_json(self.manifest)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -99,7 +106,7 @@ class Artifact:
         return folder
 
     def as_input(self) -> Input:
-        return Input(self.kind, self.manifest_key, self.data_version, self.partition)
+        return Input(self.kind, self.manifest_key, self.data_version, self.partition, self.manifest_sha256)
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest."""

@@ -10,6 +10,7 @@ import dagster as dg
 
 from assets import (
     caption_signals,
+    cascade_plan,
     coco_hf_annotations,
     duplicate_groups,
     eval_report,
@@ -45,6 +46,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     filtered_dataset.filtered_dataset,
     eval_report.eval_report,
     shadow_report.shadow_report,
+    cascade_plan.cascade_plan,
 ]
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from compalign_dagster.errors import CompalignError
+
 MAX_PIXELS = 89_478_485
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _OTHERS = (  # what files called .jpg on the web also are: offset, magic, name
@@ -43,6 +45,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SCANS = 20  # of a progressive JPEG as large as the budget; each goes over all pixels again, few bytes make one
+_NO_MEMORY = "out of memory"  # as Pillow's decoders say it, in an OSError
 _TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough data", "premature")
 
 # Of damaged metadata, and of sizes that are checked here. Set once for the process: `warnings.catch_warnings` around
@@ -82,6 +85,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, side: int = 0) -> Image
 
     Raises:
         ImageRejected: when the bytes are no supported image, are cut short, or exceed `max_pixels`.
+        CompalignError: when memory runs out, which is no fault of the image.
     """
     with _opened(data, max_pixels) as image:
         orientation = _orientation(image)
@@ -128,7 +132,19 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Exception as error:  # codecs raise anything on hostile bytes; the caller gets all of it
+        if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
+            raise no_memory(data) from error
         raise _undecodable(data, error) from error
+
+
+def no_memory(data: bytes) -> CompalignError:
+    """The error for an image, undecoded, for which memory ran out: at another time the same bytes may decode."""
+    return CompalignError(
+        f"image of {len(data)} bytes",
+        expected="memory to decode it",
+        found="too little",
+        remedy="Nothing is lost: free memory, or lower COMPALIGN_IMAGE_PIXELS, and run again.",
+    )
 
 
 def _refuse_scans(image: Image.Image, data: bytes, most: int) -> None:
@@ -157,6 +173,8 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. Damaged metadata does not cost the image: it counts as upright."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
     except Exception as error:
         log.debug("orientation unreadable, taken as upright: %r", error)
         return 1

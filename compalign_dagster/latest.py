@@ -17,6 +17,14 @@ def _name(kind: str, partition: str | None) -> str:
     return "/".join(part for part in ("latest", kind, partition) if part)
 
 
+def _pointer(artifact: Artifact) -> dict[str, str]:
+    return {
+        "manifest": artifact.manifest_key,
+        "data_version": artifact.data_version,
+        "manifest_sha256": artifact.manifest_sha256,
+    }
+
+
 def latest(store: Store, kind: str, partition: str | None = None) -> Artifact | None:
     """The newest materialised artifact of a kind, or None."""
     fact = decisions.current(store, _name(kind, partition))
@@ -48,9 +56,28 @@ def point(artifact: Artifact) -> None:
     def choose(newest: decisions.Decision | None) -> dict[str, str] | None:
         if newest and newest.value["manifest"] == artifact.manifest_key:
             return None
-        return {"manifest": artifact.manifest_key, "data_version": artifact.data_version}
+        return _pointer(artifact)
 
     decisions.move(artifact.store, _name(artifact.kind, artifact.partition), choose)
+
+
+def advance(store: Store, kind: str, make: Callable[[Artifact | None], Artifact]) -> Artifact:
+    """The newest artifact of a kind after `make` has followed it by another, or returned it as it is.
+
+    `make` is asked again when somebody else was faster, with what they have made: nothing is lost of either.
+    """
+
+    def choose(newest: decisions.Decision | None) -> dict[str, str] | None:
+        before = artifacts.load(store, newest.value["manifest"]) if newest else None
+        after = make(before)
+        if before is not None and after.manifest_key == before.manifest_key:
+            return None
+        return _pointer(after)
+
+    fact = decisions.move(store, _name(kind, None), choose)
+    found = artifacts.load(store, fact.value["manifest"]) if fact else None
+    assert found is not None, "there is a newest artifact after one was made"
+    return found
 
 
 def history(store: Store, kind: str, partition: str | None = None) -> list[Artifact]:

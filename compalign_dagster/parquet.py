@@ -27,10 +27,10 @@ def from_rows(rows: list[dict], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def write(table: pa.Table, path: Path) -> Path:
+def write(table: pa.Table, path: Path, *, row_group_rows: int = _ROW_GROUP_ROWS) -> Path:
     """Write `table` and return `path`. Equal tables give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP_ROWS)
+    pq.write_table(table, path, compression="zstd", row_group_size=row_group_rows)
     return path
 
 

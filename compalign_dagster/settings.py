@@ -96,6 +96,13 @@ class Settings(BaseSettings):
         le=1,
         description="Share of live shards a newly promoted model must have scored to be used.",
     )
+    least_group_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="A check warns of a domain, caption length or image size of which less than this times the share "
+        "of all candidates is kept.",
+    )
 
     backbone: Literal["blip-tiny", "blip", "dual", "offline"] = Field("blip-tiny", description="Reward model network.")
     model: str | None = Field(None, description="Local folder or hub id of the pre-trained backbone.")
@@ -152,6 +159,9 @@ class Settings(BaseSettings):
     )
     score_workers: int | None = Field(
         None, ge=1, description="Such processes or actors; unset, one for each GPU, or one a machine without GPUs."
+    )
+    score_stall_minutes: float = Field(
+        30, gt=0, description="Minutes without a scored pair after which such a process or actor counts as dead."
     )
     ray_address: str | None = Field(
         None, description="Running Ray cluster, `auto` or `HOST:PORT`; unset, one is started on this machine."

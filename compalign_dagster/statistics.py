@@ -37,6 +37,16 @@ class Estimate:
         }
 
 
+def most_wrong(wrong: int, of: int) -> float:
+    """The largest share, 0 to 1, that `wrong` of a random sample of `of` leaves possible at 95 % (one-sided).
+
+    Source: Clopper and Pearson, Biometrika 26 (1934).
+    """
+    from scipy.stats import beta
+
+    return 1.0 if wrong >= of else float(beta.ppf(_LEVEL, wrong + 1, of - wrong))
+
+
 def bootstrap_over(
     groups: np.ndarray, statistic: Callable[[np.ndarray], float], *, resamples: int = 1000, seed: int
 ) -> Estimate:

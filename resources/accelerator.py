@@ -21,6 +21,7 @@ class Accelerator(dg.ConfigurableResource):
     batch_images: int | None
     engine: str
     workers: int | None
+    stall_minutes: float
     ray_address: str | None
     worker_memory_gib: float
     device_hour_cost: float
@@ -35,6 +36,7 @@ class Accelerator(dg.ConfigurableResource):
             batch_images=settings.score_batch_images,
             engine=settings.engine,
             workers=settings.score_workers,
+            stall_minutes=settings.score_stall_minutes,
             ray_address=settings.ray_address,
             worker_memory_gib=settings.worker_memory_gib,
             device_hour_cost=settings.device_hour_cost,
@@ -69,4 +71,4 @@ class Accelerator(dg.ConfigurableResource):
         from compalign_dagster.scoring.where import Where
 
         needs = Needs(gpus=int(self.device == "cuda"), memory_gib=self.worker_memory_gib)
-        return Where(self.engine, self.workers, self.ray_address, needs)
+        return Where(self.engine, self.workers, self.ray_address, needs, 60 * self.stall_minutes)

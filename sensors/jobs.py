@@ -76,6 +76,12 @@ shadow_candidate = dg.define_asset_job(
     description="Before a promotion: score a sample of the crawl with the newest reward model and show what would "
     "enter and leave the dataset, and what a full re-score costs.",
 )
+plan_cascade = dg.define_asset_job(
+    "plan_cascade",
+    selection=dg.AssetSelection.assets(keys.CASCADE_PLAN),
+    description="Score a sample of the crawl with a cheap model and the promoted one, and plan which pairs may go "
+    "without a reward. Changes nothing unless the launchpad says `adopt`.",
+)
 index_batch = dg.define_asset_job(
     "index_batch",
     selection=dg.AssetSelection.assets(keys.RAW_CRAWL),
@@ -115,6 +121,7 @@ JOBS: list[Any] = [
     shadow_candidate,
     promote_model,
     roll_back_model,
+    plan_cascade,
     score_batch,
     refilter,
     evaluate,

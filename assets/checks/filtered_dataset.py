@@ -1,13 +1,30 @@
 """Claims about `filtered_dataset`: kept is kept once, above the cut, and its lineage verifies from files."""
 
+from typing import Any
+
 import dagster as dg
 import duckdb
+import pyarrow as pa
 
 from assets import keys
-from assets.checks.expectations import seeded_sample, validate
-from compalign_dagster import parquet
+from assets.checks.expectations import SAMPLE_ROWS, validate
+from assets.reporting import problems_list
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.lineage.chain import verify
+from compalign_dagster.selection import reasons
+from compalign_dagster.selection.sql import create_views
+from compalign_dagster.selection.version import Version
+
+_SHARDS = """
+select d.shard,
+    count(*) - count(distinct (d.key, d.caption_index)) as repeated,
+    count(*) filter (d.reason is not null and not list_contains(?, d.reason)) as unknown_reasons,
+    count(*) filter (d.reason is null and (c.cut is null or d.reward is null or d.reward < c.cut)) as kept_below_cut,
+    count(*) filter (d.reason in ('below_cut', 'tied_at_cut', 'no_budget') and d.reward > c.cut) as dropped_above_cut
+from decided d join lists l on l.batch = d.batch and l.corpus = d.corpus join cuts c on c.budget = l.budget
+group by 1 order by 1
+"""
+_KEPT_SAMPLE = f"select * from kept using sample reservoir({SAMPLE_ROWS} rows) repeatable (0)"  # noqa: S608
 
 SPECS = [
     dg.AssetCheckSpec(
@@ -21,54 +38,39 @@ SPECS = [
         name="lineage_verifies_from_files",
         description="Walks the manifests from the dataset to the index of every landed shard; compares digests.",
     ),
+    dg.AssetCheckSpec(
+        asset=keys.FILTERED_DATASET,
+        name="no_group_is_removed_far_more_than_the_rest",
+        description="Domains, caption lengths and resolutions of which far less is kept than of all candidates.",
+    ),
 ]
 
 
 def dataset_meets_expectations(artifact: Artifact) -> dg.AssetCheckResult:
-    """No kept occurrence was dropped too; places and ids are readable."""
+    """Every occurrence is decided once, on the right side of its budget's cut; places and ids are readable."""
     import great_expectations.expectations as gxe
 
-    kept, covers = seeded_sample(parquet.read(artifact.fetch("kept.parquet")))
     with duckdb.connect() as connection:
-        shards = connection.sql(
-            """
-            with kept as (select shard, key, caption_index, reward from read_parquet(?)),
-                 dropped as (select shard, key, caption_index, reason from read_parquet(?))
-            select coalesce(k.shard, d.shard) as shard,
-                   count(*) filter (k.shard is not null and d.shard is not null) as in_both,
-                   count(*) filter (d.shard is not null and d.reason is null) as without_reason,
-                   count(*) - count(distinct (coalesce(k.key, d.key), coalesce(k.caption_index, d.caption_index)))
-                       as repeated
-            from kept k full join dropped d using (shard, key, caption_index)
-            group by 1 order by 1
-            """,
-            params=[str(artifact.fetch("kept.parquet")), str(artifact.fetch("dropped.parquet"))],
-        ).to_arrow_table()
-    return validate(
-        [
-            (
-                "shards",
-                shards,
-                f"all {artifact.facts['pairs']:,} pairs, aggregated per shard",
-                [
-                    gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[0])
-                    for column in ("in_both", "without_reason", "repeated")
-                ],
-            ),
-            (
-                "kept",
-                kept,
-                covers,
-                [
-                    gxe.ExpectColumnValuesToMatchRegex(column="pair_id", regex="^[0-9a-f]{32}$"),
-                    gxe.ExpectColumnValuesToBeBetween(column="image_length", min_value=1),
-                    gxe.ExpectColumnValuesToNotBeNull(column="reward"),
-                ],
-            ),
-        ],
-        name="dataset_meets_expectations",
-        severity=dg.AssetCheckSeverity.ERROR,
-    )
+        connection.execute("set enable_progress_bar = false")
+        create_views(connection, Version.open(artifact))
+        shards = connection.sql(_SHARDS, params=[list(reasons.ORDER)]).to_arrow_table()
+        connection.execute("set threads = 1")  # a sample of several threads is another one each time
+        kept = connection.sql(_KEPT_SAMPLE).to_arrow_table()
+    expectations = [
+        gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[0])
+        for column in ("repeated", "unknown_reasons", "kept_below_cut", "dropped_above_cut")
+    ]
+    frames: list[tuple[str, pa.Table, str, list[Any]]] = [
+        ("shards", shards, f"all {artifact.facts['pairs']:,} pairs, aggregated per shard", expectations)
+    ]
+    if artifact.facts["kept"]:
+        shapes = [
+            gxe.ExpectColumnValuesToMatchRegex(column="pair_id", regex="^[0-9a-f]{32}$"),
+            gxe.ExpectColumnValuesToBeBetween(column="image_length", min_value=1),
+            gxe.ExpectColumnValuesToNotBeNull(column="reward"),
+        ]
+        frames.append(("kept", kept, f"{kept.num_rows:,} kept pairs, a seeded sample of all", shapes))
+    return validate(frames, name="dataset_meets_expectations", severity=dg.AssetCheckSeverity.ERROR)
 
 
 def lineage_verifies(artifact: Artifact) -> dg.AssetCheckResult:
@@ -78,5 +80,21 @@ def lineage_verifies(artifact: Artifact) -> dg.AssetCheckResult:
         check_name="lineage_verifies_from_files",
         passed=not problems,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata={"problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in problems[:20]) or "none")},
+        metadata={"problems": problems_list(problems)},
+    )
+
+
+def groups_are_kept_alike(artifact: Artifact, least: float) -> dg.AssetCheckResult:
+    """Warns of groups whose kept share is below `least` times that of all candidates, with figures."""
+    from compalign_dagster.selection.fairness import unequal
+    from compalign_dagster.selection.whatif import what_if
+
+    version = Version.open(artifact)
+    found = [str(group) for group in unequal(what_if(version, version.policy), least)]
+    return dg.AssetCheckResult(
+        check_name="no_group_is_removed_far_more_than_the_rest",
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=found[0] if found else f"every group keeps at least {least:g} times the overall share",
+        metadata={"groups": len(found), "problems": problems_list(found)},
     )

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from compalign_dagster import parquet
 from compalign_dagster.crawl.tables import PAIRS
 from compalign_dagster.scoring.tables import SCORES
+from compalign_dagster.selection import ranked
 
 SHARD_PAIRS = 10_000
+BATCH_SHARDS = 100
 _PEAK = "VmHWM"  # the highest resident size of a process
 
 
@@ -35,19 +37,15 @@ def measured(pairs: int) -> dict[str, Any]:
 
 
 def web_bytes(texts: Path) -> dict[str, Any]:
-    """Bytes per pair of one shard's index and scores and of the dataset made of them, with these URLs and captions."""
+    """Bytes per pair of one shard's index, scores and ranked list, with these URLs and captions."""
     rows = pq.read_table(texts).slice(0, SHARD_PAIRS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         texts_of: dict[str, list[Any]] = {"caption": rows["TEXT"].to_pylist(), "url": rows["URL"].to_pylist()}
         write_tables(folder, len(rows), texts_of)
         select(folder)
-        files = {
-            "pair index": ("pairs.00000.parquet",),
-            "scores": ("scores.00000.parquet",),
-            "filtered dataset": ("kept.parquet", "dropped.parquet"),
-        }
-        sizes = {kind: sum((folder / file).stat().st_size for file in names) for kind, names in files.items()}
+        patterns = {"pair index": "pairs.*", "scores": "scores.*", "filtered dataset": f"{ranked.KIND}/**/*.parquet"}
+        sizes = {kind: sum(path.stat().st_size for path in folder.glob(pattern)) for kind, pattern in patterns.items()}
     return {"pairs": len(rows), **{kind: round(size / len(rows), 1) for kind, size in sizes.items()}}
 
 
@@ -85,22 +83,34 @@ def _column(field: pa.Field, known: dict[str, Any], size: int, generator: np.ran
 
 
 def select(folder: Path) -> dict[str, float]:
-    """Decide and build the dataset of these tables, as the asset does; peak memory and seconds of it."""
+    """Decide on these tables and make the ranked lists, as the asset does; peak memory and seconds of it."""
     from decimal import Decimal
 
-    from compalign_dagster.selection import dataset, select, tables
+    from compalign_dagster.selection.deciding import decide
     from compalign_dagster.selection.policy import Policy
+    from compalign_dagster.store import LocalStore
 
-    policy = Policy(keep_fraction=Decimal("0.1"))
+    rows = [_ledger_row(path.name, at) for at, path in enumerate(sorted(folder.glob("scores.*")))]
     started = time.monotonic()
-    decided = select.decide(sorted(folder.glob("scores.*")), policy)
-    made = dataset.build(decided, sorted(folder.glob("pairs.*")), policy)
-    parquet.write(made.kept, folder / "kept.parquet")
-    parquet.write(made.dropped, folder / "dropped.parquet")
-    assert made.kept.schema == tables.KEPT
+    made = decide(LocalStore(folder), rows, Policy(keep_fraction=Decimal("0.1")))
+    assert made.facts["kept"] > 0
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith(_PEAK))
     return {"peak_mib": round(peak / 1024, 1), "seconds": round(time.monotonic() - started, 2)}
+
+
+def _ledger_row(name: str, at: int) -> dict[str, Any]:
+    """What the ledger says of the shard whose scores are called `name`."""
+    return {
+        "shard": f"crawl/{at:05d}.tar",
+        "batch": f"batch-{at // BATCH_SHARDS:05d}",
+        "scores_key": name,
+        "pairs_key": name.replace("scores", "pairs"),
+        "index_version": "0" * 64,
+        "data_version": "0" * 64,
+        "model_version": "0" * 64,
+        "quarantined": 0,
+    }
 
 
 if __name__ == "__main__":

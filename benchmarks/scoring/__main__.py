@@ -3,7 +3,7 @@
     python -m benchmarks.scoring [--datapack DIR] [--runs 5] [--only PART ...] [--quick] [--out FOLDER]
 
 Parts: engine (with all rivals), overhead (Dagster and Ray), memory. Makes Data-Juicer's environment by pip from
-`rivals.txt` in `.venv-data-juicer`; where that fails, it says so and measures the rest. A quarter of an hour on two
+`rivals.txt` in `.venv-data-juicer`; where that fails, it says so and measures the rest. Half an hour on two
 cores. `--quick` shows that everything runs, in files of its own under `--out`; its figures mean nothing.
 """
 
@@ -29,7 +29,7 @@ RIVAL = ROOT / ".venv-data-juicer"
 PACKAGES = ("compalign-dagster", "dagster", "ray", "torch", "transformers", "pillow")
 PARTS = ("engine", "overhead", "memory")
 CORES = len(os.sched_getaffinity(0))
-FULL: dict[str, Any] = {"one": 96, "five": 50, "shards": 100, "pairs": 30, "memory": (1, 64), "memory_images": 4}
+FULL: dict[str, Any] = {"one": 96, "five": 50, "shards": 100, "pairs": 300, "memory": (1, 64), "memory_images": 4}
 QUICK: dict[str, Any] = {"one": 16, "five": 8, "shards": 6, "pairs": 8, "memory": (1, 4), "memory_images": 4}
 
 

@@ -125,6 +125,6 @@ def _report(settings: Settings, tally: Tally, seconds: float) -> None:
     for name in tally.failed_checks:
         click.echo(f"check failed: {name}")
     click.echo(f"kept     {facts['kept']:,} of {facts['pairs']:,} pairs")
-    click.echo(f"dataset  {store.url}/{dataset.file_key('kept.parquet')}")
+    click.echo(f"dataset  {store.url}/{dataset.file_key('lists.parquet')}")
     click.echo(f"report   {store.url}/{report.file_key('page.html')}")
     click.echo("next     make ui")

@@ -28,14 +28,14 @@ def command(patterns: tuple[str, ...], fraction: str, out: Path) -> None:
     compalign keep --scores 'scores/*.parquet' --fraction 0.105 --out kept.parquet
     """
     from compalign_dagster.cli.files import find_tables, table_file
-    from compalign_dagster.selection.dataset import selection_table
     from compalign_dagster.selection.policy import Policy, parse_fraction
+    from compalign_dagster.selection.ranked import as_table
     from compalign_dagster.selection.select import decide
     from compalign_dagster.selection.tables import SELECTION
 
     policy = Policy(keep_fraction=parse_fraction(fraction, "option --fraction"))
     decided = decide(find_tables(patterns), policy)
-    kept = selection_table(decided)
+    kept = as_table(decided.filter("kept"), SELECTION)
     with table_file(out, SELECTION) as table:
         table.write_table(kept)
     rewards = kept["reward"].to_numpy()

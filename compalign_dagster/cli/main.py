@@ -43,6 +43,19 @@ VERBS = {  # in the order of a first acquaintance
     "promote": Verb(f"{_CLI}.promote", "command", "Promote a reward model through the gate, or roll back."),
     "score": Verb(f"{_CLI}.score", "command", "Give every pair of shards its reward."),
     "keep": Verb(f"{_CLI}.keep", "command", "Keep the best fraction of scored pairs."),
+    "what-if": Verb(f"{_CLI}.what_if", "command", "Say what another fraction or policy would keep."),
+    "policy": Verb(f"{_CLI}.policy", "command", "Show, change and compare the selection policy in force."),
+    "browse": Verb(f"{_CLI}.browse", "command", "Print pairs of a dataset version by decision and order."),
+    "diff": Verb(f"{_CLI}.diff", "command", "Say what entered and left between two versions, and why."),
+    "restore": Verb(f"{_CLI}.restore", "command", "Make any version of the dataset current again."),
+    "prune": Verb(f"{_CLI}.prune", "command", "Remove old versions, and the lists that only they need."),
+    "trace": Verb(f"{_CLI}.trace", "command", "Say where a pair comes from and what was decided about it."),
+    "impact": Verb(f"{_CLI}.impact", "command", "Say what a URL, image, labeler, batch or model touches."),
+    "takedown": Verb(f"{_CLI}.takedown", "command", "Block pairs on request, and purge them where asked."),
+    "audit-db": Verb(f"{_CLI}.audit_db", "command", "Build a DuckDB database over all that the store holds."),
+    "export": Verb(f"{_CLI}.export", "command", "Write a version of the dataset as files."),
+    "verify": Verb(f"{_CLI}.verify", "command", "Verify a version of the dataset from the files alone."),
+    "seal": Verb(f"{_CLI}.seal", "command", "Sign what a version is made of, for strangers to check."),
 }
 
 

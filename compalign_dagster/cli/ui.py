@@ -32,10 +32,12 @@ def command(port: int) -> None:
         )
     settings = load()
     prepare(settings)
+    from compalign_dagster.pages.browse import Browser
     from compalign_dagster.pages.server import serve
     from compalign_dagster.store import open_store
 
-    server = serve(open_store(settings.store), settings.pages_port)
+    store = open_store(settings.store)
+    server = serve(store, settings.pages_port, Browser(store, open_store(settings.landing)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     click.echo(f"Dagster UI  http://127.0.0.1:{port}")
     click.echo(f"pages       {settings.pages_url}")

@@ -75,7 +75,8 @@ def find_duplicates(pairs: Iterable[Path], out: Path, *, distance: int, largest:
             )
         distinct = database.sql("select distinct hash from images order by hash").fetchnumpy()["hash"]
         hashes = np.ascontiguousarray(distinct, np.uint64)
-        labelled = pa.table({"hash": hashes, "label": components(hashes, distance)})  # noqa: F841
+        columns = {"hash": pa.array(hashes), "label": pa.array(components(hashes, distance))}
+        labelled = pa.table(columns)  # noqa: F841 - DuckDB reads it by its name
         database.sql(
             """
             create table groups as

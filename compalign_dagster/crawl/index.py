@@ -6,7 +6,7 @@ The images stay in the tar; a pair is its place. Equal shards give equal indexes
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = [
     "concat",
     "index_shard",
     "make_pair_id",
+    "read_again",
     "reasons_of",
 ]
 
@@ -105,6 +106,19 @@ def index_shard(shard: Shard, budgets: Budgets = _DEFAULT_BUDGETS) -> ShardIndex
     return index
 
 
+def read_again(shard: Shard, keys: Collection[str], budgets: Budgets = _DEFAULT_BUDGETS) -> list[dict[str, Any]]:
+    """The rows of PAIRS of these samples alone, as `index_shard` makes them, from the shard as it lies there.
+
+    The shard is read to its end; only members of these samples are decoded. Raises as `index_shard`.
+    """
+    only = frozenset(keys)
+    try:
+        read = _read(shard, budgets, only=only)
+    except LengthNeededError as found:
+        read = _read(shard, budgets, found.total, only)
+    return _pairs(shard, read.gathered)[0]
+
+
 def concat(indexes: Iterable[ShardIndex]) -> Index:
     """Several shards' indexes as one, in the order given."""
     known = list(indexes)
@@ -130,8 +144,8 @@ class _Read:
     digest: str
 
 
-def _read(shard: Shard, budgets: Budgets, total: int | None = None) -> _Read:
-    gathered = Sorted(budgets)
+def _read(shard: Shard, budgets: Budgets, total: int | None = None, only: frozenset[str] | None = None) -> _Read:
+    gathered = Sorted(budgets, only=only)
     with opened(shard) as (stream, size):
         hashed = Hashed(stream)
         if shard.compressed:

@@ -85,6 +85,7 @@ class Sorted:
     quarantine: list[dict] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     kept: int = 0  # bytes, about, as `Budgets.kept_bytes` bounds them
+    only: frozenset[str] | None = None  # keys of the samples to sort in; None for all
 
     def refuse(self, key: str | None, place: Place, reason: Reason, detail: str) -> None:
         """Quarantine one member."""
@@ -107,7 +108,8 @@ class Sorted:
         place = Place(shown(member.name), member.offset, member.size)
         key, extension = split_name(member.name)
         role = "image" if extension in _IMAGES else extension
-        if member.kind == "folder" or role not in ("image", "txt", "json"):
+        others = self.only is not None and key not in self.only
+        if others or member.kind == "folder" or role not in ("image", "txt", "json"):
             self.counts["ignored"] += 1
         elif (problem := name_problem(member.name)) is not None:
             self.refuse(None, place, Reason.NAME_UNSAFE, problem)

@@ -76,7 +76,7 @@ class Pairs:
 
 
 def make_arms(decided: pl.DataFrame, seeds: Sequence[int]) -> Arms:
-    """The arms for decided pairs (`selection.select`, with column `cosine`), as row numbers of `decided`.
+    """The arms for decided pairs (`report.crawl_table`), as row numbers of `decided`.
 
     `reward` is what was kept; `random` (drawn anew for each seed) and `cosine` keep as many of each
     budget. `cosine` is missing when some pair has none.

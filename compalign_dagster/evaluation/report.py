@@ -4,12 +4,13 @@ What belongs here: putting agreement, leakage and the downstream comparison toge
 any of their figures, and the page that shows them.
 """
 
+import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,9 +19,9 @@ from compalign_dagster.evaluation import inputs
 from compalign_dagster.evaluation.agreement import Scores, agreement, labeler_agreement
 from compalign_dagster.evaluation.downstream import DownstreamConfig, compare, drawn_rows, make_arms
 from compalign_dagster.evaluation.leakage import remove_leaked
-from compalign_dagster.selection.dataset import with_places
-from compalign_dagster.selection.policy import Policy
-from compalign_dagster.selection.select import OCCURRENCE, choose, read_scores
+from compalign_dagster.selection.reasons import OF_BLOCK_LIST
+from compalign_dagster.selection.select import OCCURRENCE, TIE_BREAK
+from compalign_dagster.selection.version import Version
 
 CODE_VERSION = 1
 
@@ -31,11 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Filtered:
-    """The decision that is evaluated: its scores, the index of the scored shards, the policy, the shards."""
+    """The version that is evaluated, and the shards it decided on."""
 
-    scores: Sequence[Path]
-    pairs: Sequence[Path]
-    policy: Policy
+    version: Version
     shards: Mapping[str, Shard]
 
 
@@ -104,8 +103,7 @@ def retrieval(
     progress: Progress = lambda done, total, what: None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The downstream comparison and the leakage that was removed before it."""
-    decided = choose(read_scores(filtered.scores, extra=["cosine"]), filtered.policy)
-    table = with_places(decided, filtered.pairs, extra=["image_sha256"]).sort(OCCURRENCE)
+    table = crawl_table(filtered.version)
     arms = make_arms(table, config.seeds)
     found, refused = inputs.index_evaluation(evaluation)
     kept = table.filter("kept")["image_sha256"]
@@ -126,6 +124,30 @@ def retrieval(
         "undecodable_images": undecodable,
     }
     return compare(train, arms, test, config, progress=progress), facts
+
+
+def crawl_table(version: Version) -> pl.DataFrame:
+    """The pairs that a version decided on, by (shard, key, caption_index), in memory.
+
+    Columns: the tie-break's, `corpus, reward, image_offset, image_length, caption, image_sha256, cosine` (null where
+    a cascade left no score), `budget, kept`. Pairs on the block list are left out: nothing may be trained on them.
+    """
+    read = ["corpus", "reward", "image_offset", "image_length"]
+    decided = [version.decided(batch, [*TIE_BREAK, *read]) for batch in version.batches()]
+    table = pl.concat(decided).filter(pl.col("reason").is_in(OF_BLOCK_LIST).not_() | pl.col("reason").is_null())
+    for key, columns in (("pairs_key", ["caption", "image_sha256"]), ("scores_key", ["cosine"])):
+        files = [io.BytesIO(version.store.read(name)) for name in version.shards[key]]
+        found = pl.concat([pl.read_parquet(file, columns=[*TIE_BREAK, *columns]) for file in files])
+        table = table.join(found, on=TIE_BREAK, how="left")
+    budgets = {name: version.policy.budget_of(name) for name in table["corpus"].unique()}
+    return (
+        table.with_columns(
+            budget=pl.col("corpus").replace_strict(budgets, return_dtype=pl.String),
+            kept=pl.col("reason").is_null(),
+        )
+        .drop("row", "reason")
+        .sort(OCCURRENCE)
+    )
 
 
 def _notes(downstream: Mapping[str, Any], leakage: Mapping[str, Any], moved: bool) -> list[str]:

@@ -65,10 +65,8 @@ def prepare(
         for urls, captions in _batches(path, url_col, caption_col):
             judged = [(at, url, judge(url, allow_private=allow_private)) for at, url in enumerate(urls)]
             keep = [at for at, _, why in judged if why is None]
-            good.write_table(
-                pa.table([[urls[at] for at in keep], [captions[at] for at in keep], [rows + at for at in keep]],
-                         schema=FETCHABLE)
-            )  # fmt: skip
+            columns = ([urls[at] for at in keep], [captions[at] for at in keep], [rows + at for at in keep])
+            good.write_table(pa.table(dict(zip(FETCHABLE.names, columns, strict=True)), schema=FETCHABLE))
             turned_away = [
                 {"row": rows + at, "rows": 1, "url": url, "reason": why[0], "detail": why[1]}
                 for at, url, why in judged

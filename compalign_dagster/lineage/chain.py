@@ -1,23 +1,27 @@
 """The chain of artifacts behind an artifact, verified from the store's files alone.
 
 What belongs here: walking manifests from an artifact to everything it was made from and comparing what
-is there with what they say. What does not: what a person wants to know of one pair, and the event log
-of the orchestrator, which is never read.
+is there with what they say. What does not: whether decisions are right (`verify.py`), what a person wants
+to know of one pair, and the event log of the orchestrator, which is never read.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from compalign_dagster import artifacts
-from compalign_dagster.artifacts import Artifact, Input, artifact_path
+from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.errors import CompalignError
+from compalign_dagster.lineage import manifests
+from compalign_dagster.lineage.manifests import Fault
+from compalign_dagster.lineage.redaction import Redaction, redactions
 from compalign_dagster.store import Store
-from compalign_dagster.versions import digest_json
 
 _MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
+
+Outside = Callable[[Input], str | None]
+Redacted = Mapping[str, Redaction]  # by file key; of what lies outside the store, by URL
 
 log = logging.getLogger(__name__)
 
@@ -31,31 +35,63 @@ class Link:
     artifact: Artifact | None  # None when the source lies outside the store or is missing
 
 
-def verify(
-    artifact: Artifact,
-    store: Store | None = None,
-    *,
-    outside: Callable[[Input], str | None] | None = None,
-) -> list[str]:
+@dataclass
+class Checked:
+    """What a walk found."""
+
+    faults: list[Fault] = field(default_factory=list)
+    redacted: list[str] = field(default_factory=list)  # keys of files that a recorded takedown rewrote
+    artifacts: dict[str, Artifact] = field(default_factory=dict)  # by manifest key, nearest first
+    links: int = 0
+    outside: list[Input] = field(default_factory=list)  # inputs that lie outside the store
+    bytes: int = 0  # of files that were read
+
+    def sound(self, key: str) -> bool:
+        """Whether nothing is known against a file or manifest."""
+        return all(fault.where != key for fault in self.faults)
+
+
+def verify(artifact: Artifact, store: Store | None = None, *, outside: Outside | None = None) -> list[str]:
     """What is wrong in the chain behind `artifact`, one sentence each; empty when all of it holds.
 
-    Every file of every artifact is read and compared with its manifest, every manifest with its data
-    version, every input with what its user says it used. What lies outside the store (landed shards,
-    label exports) is read only by `outside`, which returns the data version it has now, or None when it
-    is gone; without it such inputs are taken as stated. `store` is the artifact's own by default.
+    As `check`, with the redactions that the store records.
     """
     store = store or artifact.store
-    problems = list(_problems_of(artifact))
-    verified = {artifact.manifest_key}
-    links = 0
-    for link in walk(artifact, store):
-        links += 1
-        problems += _problems_of_link(link, store, outside)
-        if link.artifact is not None and link.artifact.manifest_key not in verified:
-            verified.add(link.artifact.manifest_key)
-            problems += _problems_of(link.artifact)
-    log.info("lineage: %d artifacts, %d links, %d problems", len(verified), links, len(problems))
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys(str(fault) for fault in check(artifact, store, outside, redactions(store)).faults))
+
+
+def check(
+    artifact: Artifact, store: Store | None = None, outside: Outside | None = None, redacted: Redacted | None = None
+) -> Checked:
+    """Every file and manifest behind `artifact`, compared with what the manifests say of it.
+
+    Every file is read and compared with its manifest, every manifest with its data version, every input with
+    what its user says it used. What lies outside the store (landed shards, label exports) is read only by
+    `outside`, which returns the data version it has now, or None when it is gone; without it such inputs are
+    taken as stated. A file that a recorded takedown rewrote counts as redacted if it is what was left then.
+    """
+    store = store or artifact.store
+    found = Checked()
+    waiting = _taken_in(store, artifact.manifest_key, found)
+    while waiting:
+        target = waiting.pop(0)
+        _check_files(target, redacted or {}, found)
+        for source in target.inputs:
+            found.links += 1
+            key = manifest_key_of(source)
+            if key is None:
+                found.outside.append(source)
+                continue
+            if key not in found.artifacts:
+                waiting += _taken_in(store, key, found)
+            found.faults += _faults_of_link(Link(target.manifest_key, source, found.artifacts.get(key)))
+    found.outside = list(dict.fromkeys(found.outside))
+    if outside:
+        for source in found.outside:
+            _check_outside(source, outside(source), redacted or {}, found)
+    found.faults = list(dict.fromkeys(found.faults))
+    log.info("lineage: %d artifacts, %d links, %d faults", len(found.artifacts), found.links, len(found.faults))
+    return found
 
 
 def walk(artifact: Artifact, store: Store | None = None) -> Iterator[Link]:
@@ -65,7 +101,8 @@ def walk(artifact: Artifact, store: Store | None = None) -> Iterator[Link]:
     while waiting:
         target = waiting.pop(0)
         for source in target.inputs:
-            found = _artifact_of(source, store)
+            key = manifest_key_of(source)
+            found = _read(store, key)[0] if key else None
             yield Link(target.manifest_key, source, found)
             if found is not None and found.manifest_key not in walked:
                 walked.add(found.manifest_key)
@@ -84,58 +121,88 @@ def manifest_key_of(source: Input) -> str | None:
     return "/".join([*parts[:-2], _MANIFEST]) if inside else None
 
 
-def _artifact_of(source: Input, store: Store) -> Artifact | None:
+def manifest_of(source: Input, found: Checked) -> Artifact | None:
+    """The artifact of an input among those that a walk has read."""
     key = manifest_key_of(source)
-    if key is None:
-        return None
-    try:
-        return artifacts.load(store, key)
-    except (CompalignError, ValueError):  # not JSON, or of another schema: reported with the link
-        return None
+    return found.artifacts.get(key) if key else None
 
 
-def _problems_of_link(link: Link, store: Store, outside: Callable[[Input], str | None] | None) -> Iterator[str]:
-    source = link.source
-    where = f"{source.kind} {source.key}, input of {link.target}"
-    if link.artifact is not None:
-        if link.artifact.data_version != source.data_version:
-            yield (f"{where}: data version is {link.artifact.data_version}, but {source.data_version} was used")
-        if link.artifact.kind != source.kind:
-            yield f"{where}: the artifact there is a {link.artifact.kind}"
-        return
-    key = manifest_key_of(source)
-    if key is not None:
-        yield f"{where}: {'its manifest cannot be read' if store.exists(key) else 'it is not in the store'}"
-    elif outside is not None:
-        now = outside(source)
-        if now != source.data_version:
-            state = "it is gone" if now is None else f"data version is {now}"
-            yield f"{where}: {state}, but {source.data_version} was used"
-
-
-def _problems_of(artifact: Artifact) -> Iterator[str]:
-    """Whether an artifact is what its manifest says."""
-    files = artifact.manifest["files"]
-    stated = digest_json({name: files[name]["sha256"] for name in artifact.names()})
-    if stated != artifact.data_version:
-        yield f"{artifact.manifest_key}: data version is {artifact.data_version}, but its files give {stated}"
-    place = artifact_path(artifact.kind, artifact.work_key, artifact.partition)
-    if place != artifact.path:
-        yield f"{artifact.manifest_key}: it names itself {place}"
-    for name, facts in sorted(files.items()):
-        key = artifact.file_key(name)
-        try:
-            found = _digest(artifact.store, key)
-        except FileNotFoundError:
-            yield f"{key}: the file is missing"
-            continue
-        if found != facts["sha256"]:
-            yield f"{key}: sha256 is {found}, the manifest says {facts['sha256']}"
-
-
-def _digest(store: Store, key: str) -> str:
-    digest = hashlib.sha256()
+def digest(store: Store, key: str) -> tuple[str, int]:
+    """SHA-256 and size of an object, read as a stream. Raises a `StoreError`."""
+    found, size = hashlib.sha256(), 0
     with store.open(key) as stream:
         while chunk := bytes(stream.read(_CHUNK_BYTES)):
-            digest.update(chunk)
-    return digest.hexdigest()
+            found.update(chunk)
+            size += len(chunk)
+    return found.hexdigest(), size
+
+
+def _read(store: Store, key: str) -> tuple[Artifact | None, list[Fault]]:
+    try:
+        return manifests.read(store, key)
+    except FileNotFoundError:
+        return None, [Fault(key, "", "it is not in the store")]
+    except CompalignError as error:
+        return None, [Fault(key, "", f"its manifest cannot be read: {error}")]
+
+
+def _taken_in(store: Store, key: str, found: Checked) -> list[Artifact]:
+    """The artifact of a manifest key, noted with the faults of its manifest; empty where it cannot be used."""
+    made, faults = _read(store, key)
+    found.faults += faults
+    if made is None:
+        return []
+    found.artifacts[key] = made
+    return [made]
+
+
+def _check_files(artifact: Artifact, redacted: Redacted, found: Checked) -> None:
+    for name, facts in sorted(artifact.manifest["files"].items()):
+        key = artifact.file_key(name)
+        now: str | None = None
+        size = 0
+        try:
+            now, size = digest(artifact.store, key)
+        except FileNotFoundError:
+            fault = Fault(key, "", "the file is missing")
+        except CompalignError as error:
+            found.faults.append(Fault(key, "", f"the file cannot be read: {error}"))
+            continue
+        else:
+            fault = Fault(key, "", f"sha256 is {now}, the manifest says {facts['sha256']}")
+        found.bytes += size
+        if now == facts["sha256"]:
+            if size != facts["bytes"]:
+                detail = f"is {facts['bytes']}, but the file has {size}"
+                found.faults.append(Fault(artifact.manifest_key, f"files.{name}.bytes", detail))
+        elif key in redacted and redacted[key].explains(facts["sha256"], now):
+            found.redacted.append(key)
+        else:
+            found.faults.append(fault)
+
+
+def _faults_of_link(link: Link) -> Iterator[Fault]:
+    source, made = link.source, link.artifact
+    if made is None:  # its own fault is named where it was read
+        yield Fault(link.target, "inputs", f"{source.kind} {source.key} is not in the store or cannot be read")
+        return
+    where = made.manifest_key
+    if made.data_version != source.data_version:
+        detail = f"data version is {made.data_version}, but {link.target} used {source.data_version}"
+        yield Fault(where, "data_version", detail)
+    elif source.manifest_sha256 not in (None, made.manifest_sha256):
+        yield Fault(where, "manifest", f"it is another one than {link.target} used: something in it was edited")
+    if made.kind != source.kind:
+        yield Fault(where, "kind", f"is {made.kind}, but {link.target} used a {source.kind}")
+    if source.key == where and made.partition != source.partition:
+        yield Fault(where, "partition", f"is {made.partition}, but {link.target} used {source.partition}")
+
+
+def _check_outside(source: Input, now: str | None, redacted: Redacted, found: Checked) -> None:
+    if now == source.data_version:
+        return
+    if source.key in redacted and redacted[source.key].explains(source.data_version, now):
+        found.redacted.append(source.key)
+        return
+    state = "it is gone" if now is None else f"sha256 is {now}"
+    found.faults.append(Fault(source.key, "", f"{source.kind}: {state}, but {source.data_version} was used"))

@@ -25,6 +25,8 @@ class Card:
     caption: str
     reward: float | None = None
     note: str = ""
+    pair_id: str = ""
+    link: str = ""  # where the picture leads; a path on the page server
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def gallery(cards: Iterable[Card], limit: int = GALLERY_LIMIT) -> dict[str, Any]
                 "caption": readable(card.caption),
                 "reward": card.reward,
                 "note": readable(card.note, 120).text,
+                "pair_id": card.pair_id,
+                "link": card.link,
             }
             for card in found[:limit]
         ],

@@ -1,63 +1,73 @@
 """The page of `filtered_dataset`: what was kept, what was dropped and why, and how it looks at the cut."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compalign_dagster.pages import plots
-from compalign_dagster.pages.cards import Card, gallery, largest_first
+from compalign_dagster.pages.cards import Card, gallery
 from compalign_dagster.pages.plots import Plot
 from compalign_dagster.pages.render import NOTHING, render
+from compalign_dagster.selection.reasons import MEANING
 
-_GALLERIES = {  # key -> heading, what the pictures are
-    "best": ("Best kept", "The highest rewards."),
-    "kept": ("Kept", "Drawn at random from what was kept."),
-    "above": ("Just above the cut", "The last pairs that were kept."),
-    "below": ("Just below the cut", "The first pairs that were dropped."),
-    "dropped": ("Dropped", "Drawn at random from what was dropped."),
-    "worst": ("Worst dropped", "The lowest rewards."),
-}
-_REASONS = {
-    "below_cut": "a lower reward than the last kept pair",
-    "tied_at_cut": "the reward of the last kept pair, but behind it by the tie-break",
-    "no_budget": "the budget keeps nothing",
-    "quarantined": "could not be scored",
-}
 _BUDGETS_SHOWN = 100
+_QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Some pairs of a group: how they were chosen, their pictures, and what gives the same pairs."""
+
+    title: str
+    cards: Sequence[Card]
+    command: str
+    sql: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The kept pairs, or those of one reason: how many, some of them, and the address of all."""
+
+    group: str
+    pairs: int
+    shown: Sequence[Shown]
+    link: str = ""
 
 
 def filtered_page(
     facts: Mapping[str, Any],
     histogram: Mapping[str, Sequence[float]],
-    galleries: Mapping[str, Sequence[Card]],
-    waterfall: Sequence[tuple[str, int]] | None = None,
+    sections: Sequence[Section],
+    counts: tuple[str, str] = ("", ""),
 ) -> bytes:
     """The page of one version of the dataset.
 
-    `facts`: the summary of the selection: `pairs`, `kept`, `dropped_by_reason`, optionally `quarantined`,
+    `facts`: the account of the selection: `pairs`, `kept`, `dropped_by_reason`, optionally `quarantined`,
     `budgets`, `corpora`, `model_version` and more, shown as they are. `histogram`: `edges` [n + 1], `kept`
-    and `dropped` counts [n]. `galleries`: cards under `best, kept, above, below, dropped, worst` (any of
-    them). `waterfall`: (what, pairs), all pairs first and then what was taken off; made from `facts` when
-    not given. Raises ValueError when it does not end at the kept pairs.
+    and `dropped` counts [n]. `sections`: the kept pairs and one for each reason. `counts`: command and SQL that
+    count the reasons. Raises ValueError when the waterfall does not end at the kept pairs.
     """
-    steps = list(waterfall) if waterfall is not None else steps_of(facts)
-    kept = facts["kept"]
-    if steps and steps[0][1] - sum(size for _, size in steps[1:]) != kept:
+    steps, kept = steps_of(facts), facts["kept"]
+    if steps[0][1] - sum(size for _, size in steps[1:]) != kept:
         raise ValueError(f"the waterfall {steps} does not end at {kept} kept pairs")
     return render(
         "filtered.html",
         facts=facts,
-        total=steps[0][1] if steps else kept,
+        total=steps[0][1],
         kept=kept,
-        steps=[(name, size, _REASONS.get(name, "")) for name, size in steps[1:]],
+        steps=[
+            (name, size, MEANING.get(name, "could not be scored" * (name == _QUARANTINED))) for name, size in steps[1:]
+        ],
         budgets=list(facts.get("budgets") or [])[:_BUDGETS_SHOWN],
         corpora=list((facts.get("corpora") or {}).items())[:_BUDGETS_SHOWN],
         histogram=_histogram(histogram, facts),
         waterfall=_waterfall(steps, kept),
-        galleries=[
-            (name, title, note, gallery(galleries[name]))
-            for name, (title, note) in _GALLERIES.items()
-            if name in galleries
+        sections=[
+            (at, section, MEANING.get(section.group, ""), [(shown, gallery(shown.cards)) for shown in section.shown])
+            for at, section in enumerate(sections)
         ],
+        linked={section.group: at for at, section in enumerate(sections)},
+        counts=counts,
         rest=[(name, value) for name, value in facts.items() if isinstance(value, str | int | float)],
     )
 
@@ -70,12 +80,12 @@ def histogram_picture(histogram: Mapping[str, Sequence[float]], facts: Mapping[s
 
 
 def steps_of(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """The waterfall that the facts of a selection describe: pairs, then what was taken off, largest first."""
-    dropped = largest_first(facts.get("dropped_by_reason") or {})
-    taken = [("quarantined", facts.get("quarantined") or 0), *dropped]
-    taken = [(name, size) for name, size in taken if size]
-    total = facts.get("pairs", facts["kept"] + sum(size for _, size in taken))
-    return [("pairs", total), *taken]
+    """The waterfall that the facts of a selection describe: pairs, then what was taken off, in the order of reasons."""
+    dropped = dict(facts.get("dropped_by_reason") or {})
+    known = {name: dropped.pop(name) for name in MEANING if name in dropped}
+    taken = {_QUARANTINED: facts.get("quarantined") or 0, **known, **dropped}
+    total = facts.get("pairs", facts["kept"] + sum(taken.values()))
+    return [("pairs", total), *((name, size) for name, size in taken.items() if size)]
 
 
 def _whole(counts: Sequence[float]) -> list[int]:
@@ -85,8 +95,6 @@ def _whole(counts: Sequence[float]) -> list[int]:
 def _cuts(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The cut of every budget that has one, at most three; more would hide the histogram."""
     budgets = [entry for entry in facts.get("budgets") or [] if entry.get("cut") is not None]
-    if not budgets:
-        return [("cut", facts["cut"])] if facts.get("cut") is not None else []
     largest = sorted(budgets, key=lambda entry: -entry["n"])[:3]
     if len(budgets) == 1:
         return [("cut", budgets[0]["cut"])]
@@ -105,7 +113,8 @@ def _histogram(histogram: Mapping[str, Sequence[float]], facts: Mapping[str, Any
         svg,
         f"Histogram of rewards from {edges[0]:.2f} to {edges[-1]:.2f}: {sum(kept)} kept and {sum(dropped)} "
         f"dropped pairs; {where}.",
-        "Pairs by reward. Solid: kept; hatched: dropped; the line is the lowest kept reward.",
+        "Pairs by reward, without those that a rule refused. Solid: kept; hatched: dropped; the line is the lowest "
+        "kept reward.",
     )
 
 

@@ -1,13 +1,13 @@
 """A read-only server of the store's pages on loopback, because browsers do not follow file links.
 
-GET and HEAD of pages and pictures by store key; nothing else of the store is served or listed, and a
-request must name this machine in its Host header (a foreign name that resolves to loopback is DNS
-rebinding). What does not belong here: drawing pages.
+GET and HEAD of pages and pictures by store key, and of pages that are drawn when asked for (`browse.py`);
+nothing else of the store is served or listed, and a request must name this machine in its Host header (a
+foreign name that resolves to loopback is DNS rebinding). What does not belong here: drawing pages.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,6 +30,8 @@ _TYPES = {
 _LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
 _POLICY = f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"
 _LATEST = "decisions/latest/"
+Draw = Callable[[str, str], bytes | None]
+"""Path and query of a request to a page, or None for a path it does not know; `InputError` for what is not there."""
 _IDLE_SECONDS = 30
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,8 @@ class PageServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, store: Store, port: int) -> None:
-        self.store = store
+    def __init__(self, store: Store, port: int, draw: Draw) -> None:
+        self.store, self.draw = store, draw
         super().__init__((HOST, port), _Handler)
 
     @property
@@ -50,10 +52,10 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}"
 
 
-def serve(store: Store, port: int) -> PageServer:
+def serve(store: Store, port: int, draw: Draw = lambda path, query: None) -> PageServer:
     """A server bound to `port` of 127.0.0.1 (0: any free one); `serve_forever()` of it answers requests."""
     try:
-        return PageServer(store, port)
+        return PageServer(store, port, draw)
     except OSError as error:
         raise InputError(
             f"port {port} of {HOST}",
@@ -118,8 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._text(HTTPStatus.FORBIDDEN, "Open this page under 127.0.0.1.", body=body)
             return
         try:
-            kind, data = self._page(urlsplit(self.path).path)
-        except (InputError, OSError):  # OSError: nothing there, or a name that is too long
+            asked = urlsplit(self.path)
+            drawn = self.server.draw(asked.path, asked.query)
+            kind, data = (_TYPES[".html"], drawn) if drawn is not None else self._page(asked.path)
+        except InputError as error:
+            self._text(HTTPStatus.NOT_FOUND, str(error), body=body)
+        except OSError:  # nothing there, or a name that is too long
             self._text(HTTPStatus.NOT_FOUND, "There is no such page.", body=body)
         except StoreError as error:
             self._text(HTTPStatus.SERVICE_UNAVAILABLE, str(error), body=body)

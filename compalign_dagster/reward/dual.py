@@ -85,6 +85,7 @@ class DualReward(RewardModel):
     """A pretrained pair of towers with a shared space. `encode_images` gives unit vectors, [B, 1, D]."""
 
     name: ClassVar[str] = "dual"
+    captions_apart: ClassVar[bool] = True
     mean: Tensor
     std: Tensor
 
@@ -94,6 +95,7 @@ class DualReward(RewardModel):
         self.image_side = scaled_to(preprocessing)
         self.kind: str = network.config.model_type
         self.text_limit: int = network.config.text_config.max_position_embeddings
+        self.least_tokens = 1 if self.kind == "clip" else self.text_limit
         self.config = replace(
             config,
             max_caption_tokens=min(config.max_caption_tokens, self.text_limit),
@@ -143,7 +145,20 @@ class DualReward(RewardModel):
             )
         return F.normalize(found.pooler_output.float(), dim=-1)[:, None]
 
-    def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Unit vectors, [N, D]. SigLIP reads its padding, so that every caption has its full length."""
+        clip = self.kind == "clip"
+        padding: dict[str, Any] = (
+            {"padding": True} if clip else {"padding": "max_length", "max_length": self.text_limit}
+        )
+        ids = self.tokenizer(self._plain(captions), truncation=True, max_length=self.config.max_caption_tokens)
+        encoded = self.tokenizer.pad({"input_ids": ids["input_ids"]}, **padding, return_tensors="pt").to(self.device)
+        found = self.network.get_text_features(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"] if clip else None
+        )
+        return F.normalize(found.pooler_output.float(), dim=-1)
+
+    def forward(self, image_states: Tensor, captions: Sequence[str] | Tensor, image_index: Tensor) -> Outputs:
         """This backbone has no matching head: `itm` is NaN."""
         image, caption = self._vectors(image_states, captions, image_index)
         heads = self.head(image, caption)
@@ -169,7 +184,7 @@ class DualReward(RewardModel):
         """The network's own contrast, softmax for CLIP and sigmoid for SigLIP; near misses are further captions."""
         wrong = [text for text in near_misses if text is not None]
         alike = same([*captions, *wrong])[: len(captions)].to(self.device)
-        cosine = image_states[:, 0] @ self._captions([*captions, *wrong]).T
+        cosine = image_states[:, 0] @ self.encode_captions([*captions, *wrong]).T
         logits = cosine * self.network.logit_scale.clamp(max=math.log(100)).exp()
         if self.kind == "clip":
             return contrastive(logits, alike)
@@ -203,22 +218,12 @@ class DualReward(RewardModel):
         load_head(model, folder, _NETWORK)
         return model
 
-    def _vectors(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> tuple[Tensor, Tensor]:
+    def _vectors(
+        self, image_states: Tensor, captions: Sequence[str] | Tensor, image_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Unit vectors of the images and captions of N pairs, [N, D] each."""
-        return image_states[:, 0][image_index.to(self.device)], self._captions(captions)
-
-    def _captions(self, captions: Sequence[str]) -> Tensor:
-        """Unit vectors, [N, D]. SigLIP reads its padding, so that every caption has its full length."""
-        clip = self.kind == "clip"
-        padding: dict[str, Any] = (
-            {"padding": True} if clip else {"padding": "max_length", "max_length": self.text_limit}
-        )
-        ids = self.tokenizer(self._plain(captions), truncation=True, max_length=self.config.max_caption_tokens)
-        encoded = self.tokenizer.pad({"input_ids": ids["input_ids"]}, **padding, return_tensors="pt").to(self.device)
-        found = self.network.get_text_features(
-            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"] if clip else None
-        )
-        return F.normalize(found.pooler_output.float(), dim=-1)
+        read = captions if isinstance(captions, Tensor) else self.encode_captions(captions)
+        return image_states[:, 0][image_index.to(self.device)], read
 
     def _plain(self, captions: Sequence[str]) -> list[str]:
         """Captions as SigLIP's training had them; the tokenizers library alone does not do all of it."""

@@ -61,6 +61,8 @@ class RewardModel(nn.Module, ABC):
     image_side: int = 0  # px; `decode` an image for `prepare` with it; 0 where that wants every pixel
     images_are_frozen: bool = False  # nothing trains in encode_images: its output may be cached
     reads_crawl: ClassVar[bool] = False  # learn_crawl does something
+    captions_apart: ClassVar[bool] = False  # encode_captions: no caption is read with its image
+    least_tokens: int = 1  # computed for a caption, however short it is; for those that are `captions_apart`
     config: RewardConfig
     trained_criteria: Tensor  # bool [4]; which criteria had ratings; set by training
     calibration: Tensor  # float64 [2]; slope and offset of `human_fit`, NaN where no ratings were held out
@@ -86,6 +88,10 @@ class RewardModel(nn.Module, ABC):
     @abstractmethod
     def encode_images(self, batch: Tensor) -> Tensor:
         """Prepared images [B, ...] to states [B, T, D], once per image for all of its captions."""
+
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Captions to states [N, D], which `forward` then takes in their place; where they are `captions_apart`."""
+        raise NotImplementedError(f"{self.name} reads a caption together with its image")
 
     @abstractmethod
     def forward(self, image_states: Tensor, captions: Sequence[str], image_index: Tensor) -> Outputs:

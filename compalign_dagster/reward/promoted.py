@@ -39,7 +39,7 @@ class Reason:
         by, why = (" ".join(text.split())[:_MOST_CHARACTERS] for text in (by or "", why))
         if not why:
             raise InputError(
-                "reason of a promotion", expected="a sentence", found="nothing", remedy="Say why: it is recorded."
+                "reason of a decision", expected="a sentence", found="nothing", remedy="Say why: it is recorded."
             )
         return cls(by or os_user(), why)
 

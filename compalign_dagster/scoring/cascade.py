@@ -10,6 +10,7 @@ What belongs here: the arithmetic on plain arrays. What does not: computing a sc
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +89,20 @@ def plan(cheap: np.ndarray, reward: np.ndarray, fraction: float, *, bound: float
         bound,
         f"rejects {rejected.mean():.1%} of {count:,} sampled pairs, {false} of them perhaps to be kept",
     )
+
+
+def together(plans: Mapping[str, Plan], pairs: Mapping[str, int]) -> tuple[float, Estimate]:
+    """Share of the crawl's pairs that get a reward, and of its decisions that differ, under one plan a budget.
+
+    `pairs` are those of each budget. The interval is the mean of the budgets' own, which is wider than need be.
+    """
+    whole = sum(pairs[name] for name in plans) or 1
+    share = {name: pairs[name] / whole for name in plans}
+    value, low, high = (
+        sum(share[name] * getattr(made.wrong, end) for name, made in plans.items()) for end in ("value", "low", "high")
+    )
+    passes = sum(share[name] * made.passes for name, made in plans.items())
+    return passes, Estimate(value, low, high, sum(made.wrong.n for made in plans.values()))
 
 
 def rejects(cheap: np.ndarray, made: Plan) -> np.ndarray:

@@ -31,6 +31,11 @@ def batch_images(device: str) -> int:
     return 8 if device == "cpu" else 64
 
 
+def batch_tokens(device: str) -> int:
+    """Tokens of captions that a device encodes at once where they are read apart from images; as `batch_images`."""
+    return 512 if device == "cpu" else 16_384
+
+
 def decoders(device: str, cores: int) -> int:
     """Threads that decode beside a device: the cores of a CPU compute, those beside a GPU have nothing else to do."""
     return _FEWEST_DECODERS if device == "cpu" else max(_FEWEST_DECODERS, min(cores, _MOST_DECODERS))

@@ -5,6 +5,7 @@ stay locked when one is killed. A worker whose parent is gone finds its pipe clo
 """
 
 import logging
+import math
 import os
 import signal
 import time
@@ -32,25 +33,35 @@ if TYPE_CHECKING:
     from compalign_dagster.scoring.config import ScoringConfig
 
 _SECONDS_BETWEEN_WORDS = 0.5  # of a worker's progress
+_SECONDS_BETWEEN_LOOKS = 10.0  # whether one of them hangs
 _SECONDS_TO_END = 10.0  # for a worker to end its read and remove its temporary files
 
 log = logging.getLogger(__name__)
 
 
 def score_on_devices(
-    works: Sequence[ShardWork], configs: Sequence["ScoringConfig"], places: Places | None, pairs_done: PairsDone
+    works: Sequence[ShardWork],
+    configs: Sequence["ScoringConfig"],
+    places: Places | None,
+    pairs_done: PairsDone,
+    *,
+    stall_seconds: float = math.inf,
 ) -> Generator[tuple[ShardWork, Artifact], None, None]:
     """Each work with its artifact as it is published, by one process for each of `configs`.
 
-    Processes share the cores. A dead worker's shards go to the others. Raises what a worker raised, and
-    `CompalignError` when none is left.
+    Processes share the cores. The shards of a worker that is dead, or for `stall_seconds` has not come further, go to
+    the others. Raises what a worker raised, and `CompalignError` when none is left.
     """
     workers = _start(works[0], _sharing_cores(configs))
     shares = Shares(works, len(workers))
     try:
         while shares.unfinished:
             _feed(workers, shares)
-            for ready in wait([worker.pipe for worker in workers]):
+            for worker in [item for item in workers if item.silent() > stall_seconds]:
+                workers.remove(worker)
+                worker.kill()
+                shares.hung(worker, worker.name, stall_seconds)
+            for ready in wait([worker.pipe for worker in workers], min(stall_seconds, _SECONDS_BETWEEN_LOOKS)):
                 worker = next(item for item in workers if item.pipe is ready)
                 try:
                     word, *rest = worker.pipe.recv()
@@ -58,6 +69,7 @@ def score_on_devices(
                     workers.remove(worker)
                     shares.died(worker, worker.name, worker.why_dead())
                     continue
+                worker.heard = time.monotonic()
                 if word == "pairs":
                     pairs_done(*rest)
                 elif word == "free":
@@ -92,9 +104,14 @@ class _Worker:
 
     def __init__(self, name: str, process: Any, pipe: Connection) -> None:
         self.name, self.process, self.pipe, self.free = name, process, pipe, False
+        self.heard = time.monotonic()
+
+    def silent(self) -> float:
+        """Seconds since it last came further; 0 where it has nothing to do."""
+        return 0.0 if self.free else time.monotonic() - self.heard
 
     def give(self, works: list[ShardWork]) -> None:
-        self.free = False
+        self.free, self.heard = False, time.monotonic()
         try:
             self.pipe.send(works)
         except (BrokenPipeError, ConnectionResetError):
@@ -104,6 +121,12 @@ class _Worker:
         self.process.join(10)
         code = self.process.exitcode
         return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        """End it at once: one that hangs may not hear anything gentler."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
     def end(self) -> None:
         self.pipe.close()
@@ -160,7 +183,7 @@ def _leave(*_: object) -> None:
 
 def _score(pipe: Connection, any_work: ShardWork, config: "ScoringConfig") -> None:
     places = Places.of(any_work)
-    scorer = load_scorer(places, any_work.model, config)
+    scorer = load_scorer(places, any_work.model, config, any_work.cascade)
     said = 0.0
 
     def pairs_done(key: str, done: int) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from compalign_dagster.compute import pick_device
 from compalign_dagster.crawl.shards import Shard
-from compalign_dagster.images import ImageRejected, decode
+from compalign_dagster.images import ImageRejected, decode, no_memory
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
 from compalign_dagster.scoring.config import PRECISIONS, ScoringConfig, check_precision, decoders
 from compalign_dagster.scoring.feed import Feed, Picture
-from compalign_dagster.scoring.forward import Forward
+from compalign_dagster.scoring.forward import Forward, of_images
 from compalign_dagster.scoring.meter import Meter, in_words
 from compalign_dagster.scoring.reading import Job
 from compalign_dagster.scoring.results import ShardScores, summary, tables, total
@@ -72,7 +72,8 @@ class Scorer:
         Raises:
             InputError: for pairs of another shard, or a shard that is shorter than its index says.
             StoreError: when the shard cannot be read, or is another object than was indexed.
-            CompalignError: when not even one image and one caption fit into the device's memory.
+            CompalignError: when not even one image and one caption fit into the device's memory, or an image into
+                that of the machine.
             ConservationError: if a pair were lost.
         """
         (found,) = self.score_all([(shard, pairs)], progress=progress)
@@ -98,7 +99,10 @@ class Scorer:
 
     def _prepare(self, data: bytes) -> Tensor:
         image = decode(data, max_pixels=self.config.image_pixels, side=self.model.image_side)
-        return self.model.prepare(image)
+        try:
+            return self.model.prepare(image)
+        except MemoryError as error:
+            raise no_memory(data) from error
 
     def _shard(self, feed: Feed, job: Job, meter: Meter, progress: Progress) -> ShardScores:
         halved, what = self._forward.halved, f"pairs of {job.shard.name}"
@@ -117,17 +121,18 @@ class Scorer:
                 progress(done + len(refused), len(captions), what)
 
         with self._forward.computing():
+            with meter.during("forward"):
+                counts = self.model.token_counts(captions)
+                texts = self._forward.read(captions, counts, what)
             for batch in _batches(feed.pictures(meter), self._batch, refused):
                 with meter.during("forward"):
                     images, owned = [image for image, _ in batch], [rows for _, rows in batch]
-                    texts = [[captions[row] for row in rows] for rows in owned]
-                    computing.append(
-                        ([row for rows in owned for row in rows], self._forward.score(images, texts, what))
-                    )
+                    scored = self._forward.score(images, of_images(texts, owned), what)
+                    computing.append(([row for rows in owned for row in rows], scored))
                     collect(self._lag)
         with meter.during("forward"):
             collect(0)
-            over_long = sum(count > self.model.config.max_caption_tokens for count in self.model.token_counts(captions))
+        over_long = sum(count > self.model.config.max_caption_tokens for count in counts)
         with meter.during("write"):
             scores, quarantine = tables(job.pairs, found, done, refused, self.model_version)
         if done < len(captions):  # the last images were refused

@@ -7,17 +7,21 @@ decoding (`feed.py`), which pairs make a batch (`engine.py`).
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.reward.model import Outputs, RewardModel
-from compalign_dagster.scoring.config import ScoringConfig, batch_images
+from compalign_dagster.scoring.config import ScoringConfig, batch_images, batch_tokens
 from compalign_dagster.scoring.tables import FIGURES
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Captions = Sequence[str] | Tensor  # as texts, or as states [N, D]
+
 _NO_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,7 @@ class Forward:
         self.model = model.to(device).eval()
         self.device = device
         self.images, self.captions = config.batch_images or batch_images(device.type), config.batch_captions
+        self.tokens = batch_tokens(device.type)
         self.halved = 0
         self._type = _TYPES.get(config.precision)
         self._encode: Callable[[Tensor], Tensor] = self.model.encode_images
@@ -41,7 +46,30 @@ class Forward:
         """As torch says it, such as `NVIDIA H100 80GB HBM3` or `cpu`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
-    def score(self, prepared: Sequence[Tensor], captions: Sequence[Sequence[str]], what: str) -> Tensor:
+    def read(self, captions: Sequence[str], counts: Sequence[int], what: str) -> Captions:
+        """A shard's captions as `score` takes them: encoded, in their order, where the model reads them apart.
+
+        Those of about one length are encoded together, so that little is computed on padding; `counts` are their
+        tokens. As with `score`, what does not fit into memory is tried again in halves.
+        """
+        if not (self.model.captions_apart and captions):
+            return captions
+        widths = np.clip(counts, self.model.least_tokens, self.model.config.max_caption_tokens)
+        order, states, at = np.argsort(widths, kind="stable"), [], 0
+        while at < len(order):
+            rows = order[at : at + fitting(widths[order[at:]], self.tokens)]
+            encoded, why = self._in_memory(self.model.encode_captions, [captions[row] for row in rows])
+            if encoded is not None:
+                states.append(encoded)
+                at += len(rows)
+            elif len(rows) == 1:
+                raise self._no_room(what, why)
+            else:
+                self.tokens = max(1, min(self.tokens, int(widths[rows].max()) * len(rows)) // 2)
+                self._ran_out(what, f"{self.tokens} tokens of captions")
+        return torch.cat(states).index_select(0, torch.from_numpy(order.argsort()).to(self.device))
+
+    def score(self, prepared: Sequence[Tensor], captions: Sequence[Captions], what: str) -> Tensor:
         """FIGURES of each image's captions, float32 [captions, len(FIGURES)], on the device.
 
         A part that does not fit into memory is tried again in halves, and what comes later too. `CompalignError`
@@ -56,11 +84,18 @@ class Forward:
                 at = part.stop
         return torch.cat(found)
 
-    def _tried(self, prepared: Sequence[Tensor], captions: Sequence[Sequence[str]], what: str) -> Tensor | None:
+    def _tried(self, prepared: Sequence[Tensor], captions: Sequence[Captions], what: str) -> Tensor | None:
         """Their figures, or None where memory ran out: smaller batches are in force then."""
+        scored, why = self._in_memory(self._score, prepared, captions)
+        if scored is None:
+            self._halve(len(prepared), sum(map(len, captions)), what, why)
+        return scored
+
+    def _in_memory(self, compute: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor | None, str]:
+        """What `compute` gives, or None and why where memory ran out."""
         try:
             with self.computing():
-                return self._score(prepared, captions)
+                return compute(*arguments), ""
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -68,32 +103,33 @@ class Forward:
         # Outside of the handler, whose traceback holds on to the tensors.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._halve(len(prepared), sum(map(len, captions)), what, why)
-        return None
+        return None, why
 
     def _halve(self, images: int, captions: int, what: str, why: str) -> None:
         images, captions = min(self.images, images), min(self.captions, captions)
         if images == captions == 1:
-            raise CompalignError(
-                f"scoring of {what} on {self.device_name}",
-                expected="memory for one image and one caption",
-                found=why.splitlines()[0][:200] if why else "too little",
-                remedy="Free memory on the device (what else runs there?), choose a lower precision, a smaller image "
-                "size or model, or a larger device.",
-            )
+            raise self._no_room(what, why)
         self.images, self.captions = max(1, images // 2), max(1, captions // 2)
+        self._ran_out(what, f"{self.images} images and {self.captions} captions")
+
+    def _ran_out(self, what: str, smaller: str) -> None:
         self.halved += 1
-        log.warning(
-            "%s: memory ran out on %s; going on with %d images and %d captions at once",
-            what,
-            self.device_name,
-            self.images,
-            self.captions,
+        log.warning("%s: memory ran out on %s; going on with %s at once", what, self.device_name, smaller)
+
+    def _no_room(self, what: str, why: str) -> CompalignError:
+        return CompalignError(
+            f"scoring of {what} on {self.device_name}",
+            expected="memory for one image and one caption",
+            found=why.splitlines()[0][:200] if why else "too little",
+            remedy="Free memory on the device (what else runs there?), choose a lower precision, a smaller image "
+            "size or model, or a larger device.",
         )
 
-    def _score(self, prepared: Sequence[Tensor], captions: Sequence[Sequence[str]]) -> Tensor:
+    def _score(self, prepared: Sequence[Tensor], captions: Sequence[Captions]) -> Tensor:
         states = self._encode(self._moved(torch.stack(list(prepared))))
-        texts = [text for own in captions for text in own]
+        texts: Any = [text for own in captions for text in own]
+        if isinstance(captions[0], Tensor):
+            texts = torch.cat([own for own in captions if isinstance(own, Tensor)])
         owner = torch.tensor([at for at, own in enumerate(captions) for _ in own])
         found = []
         for start in range(0, len(texts), self.captions):
@@ -114,6 +150,22 @@ class Forward:
         """No gradients, and the chosen precision; who holds it over many batches has weights rounded only once."""
         with torch.inference_mode(), torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             yield
+
+
+def of_images(captions: Captions, owned: Sequence[Sequence[int]]) -> list[Captions]:
+    """Each image's own of a shard's captions; `owned` are their rows."""
+    if not isinstance(captions, Tensor):
+        return [[captions[row] for row in rows] for rows in owned]
+    rows = torch.tensor([row for rows in owned for row in rows]).to(captions.device)
+    return list(captions.index_select(0, rows).split([len(rows) for rows in owned]))
+
+
+def fitting(widths: np.ndarray, tokens: int) -> int:
+    """How many of the first captions fit into so many tokens, at least one.
+
+    `widths`, tokens, int [N], rise: the last of those taken is what all of them are padded to.
+    """
+    return max(1, int(np.searchsorted(widths * np.arange(1, len(widths) + 1), tokens, side="right")))
 
 
 def figures(model: RewardModel, outputs: Outputs) -> Tensor:

@@ -18,17 +18,18 @@ def fold(live: Mapping[str, str], scored: Iterable[Mapping[str, Any]]) -> pa.Tab
     """One LEDGER row for each live shard that has scores, sorted by shard.
 
     `live` maps shard names to the batch that delivered their present bytes. `scored` are LEDGER rows
-    in any order; those of another batch are history and are passed over. Raises `ConservationError`
-    when a row's pairs are not scored + quarantined, or when two rows claim one shard and batch.
+    in any order; those of another batch are history and are passed over. Raises `ConservationError` when
+    a row's pairs are not scored + rejected + quarantined, or when two rows claim one shard and batch.
     """
     rows: dict[str, Mapping[str, Any]] = {}
-    for row in scored:
+    for given in scored:
+        row = {"rejected": 0, "rejected_key": None, **given}  # a table of scores made without cascades may lack them
         shard = row["shard"]
-        if row["pairs"] != row["scored"] + row["quarantined"]:
+        if row["pairs"] != row["scored"] + row["rejected"] + row["quarantined"]:
             raise ConservationError(
                 f"scores of shard {shard} in {row['batch']}",
-                expected=f"{row['pairs']} pairs scored or quarantined",
-                found=f"{row['scored']} + {row['quarantined']}",
+                expected=f"{row['pairs']} pairs scored, rejected by a cascade, or quarantined",
+                found=f"{row['scored']} + {row['rejected']} + {row['quarantined']}",
                 remedy="Score the shard again.",
             )
         if live.get(shard) != row["batch"]:

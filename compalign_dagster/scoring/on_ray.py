@@ -6,6 +6,7 @@ here: installing this package on the cluster's machines, and stores that they do
 """
 
 import logging
+import math
 import os
 import shutil
 import socket
@@ -32,10 +33,12 @@ from compalign_dagster.scoring.work import (
 
 if TYPE_CHECKING:
     from compalign_dagster.scoring.config import ScoringConfig
+    from compalign_dagster.scoring.where import Where
 
 _SECONDS_BETWEEN_LOOKS = 2.0  # at how far an actor is
 _PATIENCE_SECONDS = 600.0  # without any actor that lives
 _MOST_DEATHS = 4  # for each actor, while no shard is finished
+_MAY_HAVE_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # off by default on those two; elsewhere it does the same
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +46,19 @@ log = logging.getLogger(__name__)
 def score_on_ray(
     works: Sequence[ShardWork],
     config: "ScoringConfig",
-    needs: Needs,
-    workers: int | None,
-    address: str | None,
+    where: "Where",
     places: Places | None,
     pairs_done: PairsDone,
 ) -> Generator[tuple[ShardWork, Artifact], None, None]:
-    """Each work with its artifact as it is published, by `workers` actors that each have what `needs` says.
+    """Each work with its artifact as it is published, by `where.workers` actors that each have what its needs say.
 
-    Shards of an actor that died, or whose machine did, go to others, and another actor takes its place where the
-    cluster has room. Raises what an actor raised, `InputError` where the cluster cannot hold one actor, and
+    Shards of an actor that died or hangs, or whose machine died, go to others, and another actor takes its place where
+    the cluster has room. Raises what an actor raised, `InputError` where the cluster cannot hold one actor, and
     `CompalignError` when none has lived for ten minutes.
     """
-    with _cluster(address, workers) as ray:
-        config, needs, workers = _fitting(ray, config, needs, workers)
-        crew = _Crew(ray, works, config, needs, workers)
+    with _cluster(where.ray_address, where.workers) as ray:
+        config, needs, workers = _fitting(ray, config, where.needs, where.workers)
+        crew = _Crew(ray, works, config, needs, workers, where.stall_seconds)
         try:
             while crew.shares.unfinished:
                 for work in crew.turn(pairs_done):
@@ -82,7 +83,8 @@ class Actor:
         try:
             self._places = Places.of(self._work)
             device = pick_device(self._config.device)
-            self._scorer = load_scorer(self._places, self._model, replace(self._config, device=device))
+            config = replace(self._config, device=device)
+            self._scorer = load_scorer(self._places, self._model, config, self._work.cascade)
         except Exception as error:
             return Failed.of(error)
         return f"{device}, process {os.getpid()} on {socket.gethostname()}"
@@ -114,13 +116,23 @@ class _Member:
     name: str
     busy: bool = True
     looked: float = 0.0
+    at: tuple[str, int] | None = None  # as far as it was when it last came further
+    moved: float = math.inf  # when that was; nothing to score, nothing to wait for
 
 
 class _Crew:
     """The actors, the answers that are due from them, and their shares."""
 
-    def __init__(self, ray: Any, works: Sequence[ShardWork], config: "ScoringConfig", needs: Needs, workers: int):
-        self.shares = Shares(works, workers)
+    def __init__(
+        self,
+        ray: Any,
+        works: Sequence[ShardWork],
+        config: "ScoringConfig",
+        needs: Needs,
+        workers: int,
+        stall_seconds: float = math.inf,
+    ) -> None:
+        self.shares, self._stall_seconds = Shares(works, workers), stall_seconds
         self._ray, self._workers, self._lived = ray, workers, time.monotonic()
         self._new = (
             ray.remote(Actor)
@@ -152,6 +164,8 @@ class _Crew:
             self._lived = time.monotonic()
             if asked == "look":
                 keys, at = found
+                if keys or at != member.at:
+                    member.at, member.moved = at, time.monotonic()
                 self._deaths = 0 if keys else self._deaths
                 yield from [self.shares.done(member, key) for key in keys]
                 if at and at[0] not in keys:
@@ -162,7 +176,7 @@ class _Crew:
                     log.info("%s is ready", member.name)
                 else:
                     self._due[member.handle.look.remote()] = ("look", member)
-                member.busy = False
+                member.busy, member.moved = False, math.inf
         self._watch()
 
     def end(self) -> None:
@@ -183,11 +197,17 @@ class _Crew:
             if id(member) in looking:
                 continue
             if not member.busy and (works := self.shares.give(member)):
-                member.busy = True
+                member.busy, member.moved = True, now
                 self._due[member.handle.score.remote(works)] = ("score", member)
             elif member.busy and now - member.looked >= _SECONDS_BETWEEN_LOOKS:
                 member.looked = now
                 self._due[member.handle.look.remote()] = ("look", member)
+
+    def _hung(self, member: _Member) -> None:
+        self._members.remove(member)
+        self._ray.kill(member.handle)
+        self.shares.hung(member, member.name, self._stall_seconds)
+        self._start()
 
     def _died(self, member: _Member, error: Exception) -> None:
         self._members.remove(member)
@@ -205,6 +225,8 @@ class _Crew:
         self._start()
 
     def _watch(self) -> None:
+        for member in [item for item in self._members if time.monotonic() - item.moved > self._stall_seconds]:
+            self._hung(member)
         if time.monotonic() - self._lived > _PATIENCE_SECONDS:
             raise CompalignError(
                 "Ray cluster",
@@ -220,7 +242,7 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        import ray
+        ray = _ray(reachable=address is not None)
     except ModuleNotFoundError:
         raise InputError(
             "setting engine",
@@ -244,6 +266,22 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ray(*, reachable: bool) -> Any:
+    """Ray; unless `reachable`, a cluster that this process starts listens on the loopback interface alone.
+
+    Ray reads how from this variable when it is imported, and otherwise replaces 127.0.0.1 by what others can reach.
+    """
+    before = os.environ.get(_MAY_HAVE_NODES)
+    if not reachable:
+        os.environ.setdefault(_MAY_HAVE_NODES, "0")
+    try:
+        import ray
+    finally:
+        if before is None:
+            os.environ.pop(_MAY_HAVE_NODES, None)
+    return ray
 
 
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:

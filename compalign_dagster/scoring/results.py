@@ -18,7 +18,7 @@ from compalign_dagster.scoring.tables import FIGURES, SCORES
 
 @dataclass(frozen=True)
 class ShardScores:
-    """Scores (SCORES) and quarantine (crawl QUARANTINE) of one shard; together every pair that went in."""
+    """Scores (SCORES), quarantine (crawl QUARANTINE) and what a cascade rejected; together every pair that went in."""
 
     scores: pa.Table
     quarantine: pa.Table
@@ -28,6 +28,8 @@ class ShardScores:
     batch_images: int  # images encoded at once, at most, at the end
     halved: int  # times that memory ran out
     device: str  # as torch names it, such as "NVIDIA H100 80GB HBM3" or "cpu"
+    rejected: pa.Table | None = None  # REJECTED; None where no cascade was used
+    audited: pa.Table | None = None  # AUDITED: what it would have rejected too, and is among the scores
 
 
 def tables(

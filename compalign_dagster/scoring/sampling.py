@@ -65,6 +65,18 @@ def draw_sample(sources: Sequence[Source], size: int, *, seed: int) -> Sample:
     return Sample(pairs, weight.astype(np.float64), decile[rows], reward[rows], len(stratum), len(counts))
 
 
+def together(samples: Sequence[Sample]) -> Sample:
+    """Samples of different shards as one, in their order."""
+    return Sample(
+        pa.concat_tables([sample.pairs for sample in samples]),
+        np.concatenate([sample.weight for sample in samples]),
+        np.concatenate([sample.decile for sample in samples]),
+        np.concatenate([sample.promoted for sample in samples]),
+        sum(sample.population for sample in samples),
+        sum(sample.strata for sample in samples),
+    )
+
+
 def _population(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Promoted rewards (NaN without) and corpus codes of every pair, and the rows of each source."""
     rewards, names, sizes = [], [], []

@@ -15,6 +15,7 @@ from compalign_dagster.scoring.work import ShardWork
 _ROUNDS = 2  # shards are handed out in at least so many rounds, so that workers end at about the same time
 _MOST_AT_ONCE = 4  # shards in a worker's hands: enough to read the next one while one is computed
 _MOST_DEATHS = 3  # of workers that were at the same shard
+_MOST_HANGS = 2  # each costs the time until it is noticed
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Shares:
     def __init__(self, works: Iterable[ShardWork], workers: int) -> None:
         self._waiting, self._workers = list(works), workers
         self._held: dict[Hashable, list[ShardWork]] = {}
-        self._deaths = Counter[str]()
+        self._deaths, self._hangs = Counter[str](), Counter[str]()
 
     @property
     def unfinished(self) -> int:
@@ -51,19 +52,38 @@ class Shares:
 
         Raises `CompalignError` for a shard at which one worker after the other died.
         """
-        held = self._held.pop(worker, [])
-        shards = ", ".join(work.shard for work in held) or "none"
-        log.warning("%s died (%s); its shards go to another worker: %s", name, why, shards)
-        self._waiting[:0] = held
-        if held:
-            self._deaths[held[0].key] += 1
-            if self._deaths[held[0].key] >= _MOST_DEATHS:
+        work = self._put_back(worker, f"{name} died ({why})")
+        if work:
+            self._deaths[work.key] += 1
+            if self._deaths[work.key] >= _MOST_DEATHS:
                 raise CompalignError(
-                    f"shard {held[0].shard}",
+                    f"shard {work.shard}",
                     expected="workers that live to score it",
                     found=f"{_MOST_DEATHS} of them dead, the last one ({name}) by {why}",
                     remedy="Most likely memory: lower COMPALIGN_SCORE_BATCH_IMAGES or COMPALIGN_IMAGE_PIXELS.",
                 )
+
+    def hung(self, worker: Hashable, name: str, seconds: float) -> None:
+        """As `died`, for a worker that was ended because so many seconds brought no pair."""
+        work = self._put_back(worker, f"{name} hung ({seconds:.0f} s without a pair) and was ended")
+        if work:
+            self._hangs[work.key] += 1
+            if self._hangs[work.key] >= _MOST_HANGS:
+                raise CompalignError(
+                    f"shard {work.shard}",
+                    expected="workers that score it to the end",
+                    found=f"{_MOST_HANGS} of them without a pair for {seconds:.0f} s, the last one {name}",
+                    remedy="Look at its device and at the landing store; where it is only slow, raise "
+                    "COMPALIGN_SCORE_STALL_MINUTES. What is published stays: run again.",
+                )
+
+    def _put_back(self, worker: Hashable, what: str) -> ShardWork | None:
+        """The work that it was at, or None."""
+        held = self._held.pop(worker, [])
+        shards = ", ".join(work.shard for work in held) or "none"
+        log.warning("%s; its shards go to another worker: %s", what, shards)
+        self._waiting[:0] = held
+        return held[0] if held else None
 
 
 class Failed(NamedTuple):

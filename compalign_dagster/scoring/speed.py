@@ -17,7 +17,7 @@ def speed(shards: Sequence[Mapping[str, Any]], wall_seconds: float, hour_cost: f
     `stages` are shares of that time in which a stage was what the others waited for.
     """
     seconds = sum(shard["seconds"] for shard in shards)
-    pairs = sum(shard["scored"] + shard["quarantined"] for shard in shards)
+    pairs = sum(shard["scored"] + shard.get("rejected", 0) + shard["quarantined"] for shard in shards)
     if not pairs or not seconds:
         return {}
     device_seconds = seconds / pairs * _MILLION

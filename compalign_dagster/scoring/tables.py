@@ -5,7 +5,7 @@ import pyarrow as pa
 from compalign_dagster.annotation.tables import CRITERIA
 from compalign_dagster.parquet import column
 
-CODE_VERSION = 3  # of scoring: raise it when the same model and pairs give other rows
+CODE_VERSION = 4  # of scoring: raise it when the same model and pairs give other rows
 
 SCORES = pa.schema(
     [
@@ -29,6 +29,15 @@ SCORES = pa.schema(
     ]
 )
 
+_PLACE = tuple(SCORES.field(name) for name in ("pair_id", "shard", "key", "caption_index", "corpus"))
+_CHEAP = column("cheap", pa.float32(), "reward of the cascade's cheap model")
+
+REJECTED = pa.schema([*_PLACE, _CHEAP])
+"""Pairs of a shard that a cascade turned down: they have no reward."""
+
+AUDITED = pa.schema([*_PLACE, _CHEAP, SCORES.field("reward")])
+"""Pairs that a cascade turned down and that were scored all the same, to see whether it was right."""
+
 FIGURES = ("reward", "cosine", "itm", "label_free", "human_fit", "reward_std", *CRITERIA)  # what a model says of a pair
 
 LEDGER = pa.schema(
@@ -41,8 +50,10 @@ LEDGER = pa.schema(
         column("data_version", pa.string(), "data version of that artifact"),
         column("pairs_key", pa.string(), "store key of the pair index that was scored"),
         column("index_version", pa.string(), "data version of that index"),
-        column("pairs", pa.int64(), "pairs read from the shard: scored + quarantined"),
+        column("pairs", pa.int64(), "pairs read from the shard: scored + rejected + quarantined"),
         column("scored", pa.int64(), "pairs with a reward"),
         column("quarantined", pa.int64(), "pairs that could not be scored"),
+        column("rejected", pa.int64(), "pairs that a cascade turned down"),
+        column("rejected_key", pa.string(), "store key of those pairs, where a cascade was used", nullable=True),
     ]
 )

@@ -4,7 +4,8 @@ What belongs here: the choice, what is done already, and progress over all of it
 scored and published (`work.py`), which is the same everywhere.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from compalign_dagster.scoring.config import ScoringConfig
 
 ENGINES = ("here", "devices", "ray")
+_LOOKS = 16  # questions to the store at once
 
 Progress = Callable[[int, int, str], None]  # done, total, of what
 
@@ -30,6 +32,7 @@ class Where:
     workers: int | None = None  # processes or actors
     ray_address: str | None = None  # of a running cluster; None starts one on this machine
     needs: Needs = field(default_factory=Needs)  # of each worker on a cluster
+    stall_seconds: float = 1800.0  # without any progress, after which a process or an actor counts as dead
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -53,14 +56,13 @@ def score_works(
 
     `config.device` is a wish (`auto`, `cpu`, `cuda`); a GPU that was asked for and is not there is an `InputError`
     before anything is loaded. `places` are the opened stores that the works name, for this process alone: others
-    open their own. All works must be of one model. `progress` counts pairs of all works together.
+    open their own. All works must be of one model and one cascade. `progress` counts pairs of all works together.
     """
     where = where or Where()
     if where.engine != "ray":  # there the actors have the devices
         pick_device(config.device)
     count, left = Count(works, progress), []
-    for work in works:
-        found = published(places or Places.of(work), work)
+    for work, found in _looked_up(works, places):
         if found is None:
             left.append(work)
             continue
@@ -74,20 +76,34 @@ def score_works(
                 yield work, artifact, False
 
 
+def _looked_up(works: Sequence[ShardWork], places: Places | None) -> Iterator[tuple[ShardWork, Artifact | None]]:
+    """Each work and what was published of it, asked ahead: an answer of a bucket takes tens of milliseconds."""
+    if not works:
+        return
+    at = places or Places.of(works[0])
+    pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="look")
+    try:
+        yield from zip(works, pool.map(lambda work: published(at, work), works), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _engine(
     where: Where, config: "ScoringConfig", works: list[ShardWork], places: Places | None, pairs_done: PairsDone
 ) -> Generator[tuple[ShardWork, Artifact], None, None]:
     if where.engine == "here":
-        scorer = load_scorer(places or Places.of(works[0]), works[0].model, _on(config, pick_device(config.device)))
+        here = _on(config, pick_device(config.device))
+        scorer = load_scorer(places or Places.of(works[0]), works[0].model, here, works[0].cascade)
         return score_and_publish_all(scorer, works, places, pairs_done)
     if where.engine == "devices":
         from compalign_dagster.scoring.devices import score_on_devices
 
         devices = worker_devices(config.device, where.workers)
-        return score_on_devices(works, [_on(config, device) for device in devices], places, pairs_done)
+        configs = [_on(config, device) for device in devices]
+        return score_on_devices(works, configs, places, pairs_done, stall_seconds=where.stall_seconds)
     from compalign_dagster.scoring.on_ray import score_on_ray
 
-    return score_on_ray(works, config, where.needs, where.workers, where.ray_address, places, pairs_done)
+    return score_on_ray(works, config, where, places, pairs_done)
 
 
 def _on(config: "ScoringConfig", device: str) -> "ScoringConfig":

@@ -21,6 +21,7 @@ from compalign_dagster.crawl.batches import ShardStamp
 from compalign_dagster.crawl.live import IndexedShard, require_delivered
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.errors import CompalignError
+from compalign_dagster.scoring.in_force import Cascade
 from compalign_dagster.scoring.tables import CODE_VERSION
 from compalign_dagster.scoring.usage import Usage
 from compalign_dagster.store import Store, open_store
@@ -29,6 +30,7 @@ from compalign_dagster.versions import work_key
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from compalign_dagster.scoring.cascaded import CascadedScorer
     from compalign_dagster.scoring.config import ScoringConfig
     from compalign_dagster.scoring.engine import Scorer
     from compalign_dagster.scoring.results import ShardScores
@@ -51,7 +53,12 @@ class ShardWork:
     index_version: str
     pairs: int
     model: str  # key of its manifest in the store
-    config: Mapping[str, Any]  # what changes bytes
+    config: Mapping[str, Any]  # what changes bytes, a cascade among it
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """The cascade that may turn some of the pairs down, where there is one."""
+        return Cascade.of(self.config)
 
     @classmethod
     def of(cls, item: IndexedShard, places: "Places", model: Artifact, config: Mapping[str, Any]) -> "ShardWork":
@@ -94,8 +101,19 @@ def published(places: Places, work: ShardWork) -> Artifact | None:
     return artifacts.find(places.store, SHARD_KIND, work.key)
 
 
-def load_scorer(places: Places, model: str, config: "ScoringConfig") -> "Scorer":
-    """The model whose manifest has this key, on the device that `config` names."""
+def load_scorer(
+    places: Places, model: str, config: "ScoringConfig", cascade: Cascade | None = None
+) -> "Scorer | CascadedScorer":
+    """The model whose manifest has this key, on the device that `config` names; behind the cheap one of a cascade."""
+    scorer = _load(places, model, config)
+    if cascade is None:
+        return scorer
+    from compalign_dagster.scoring.cascaded import CascadedScorer
+
+    return CascadedScorer(_load(places, cascade.model, config), scorer, cascade)
+
+
+def _load(places: Places, model: str, config: "ScoringConfig") -> "Scorer":
     from compalign_dagster.reward.folder import load_model
     from compalign_dagster.scoring.engine import Scorer
 
@@ -105,14 +123,14 @@ def load_scorer(places: Places, model: str, config: "ScoringConfig") -> "Scorer"
     return Scorer(network, artifact.facts["model_version"], config)
 
 
-def score_and_publish(scorer: "Scorer", work: ShardWork, places: Places | None = None) -> Artifact:
+def score_and_publish(scorer: "Scorer | CascadedScorer", work: ShardWork, places: Places | None = None) -> Artifact:
     """Score one shard and publish its tables; what is there already, or was published meanwhile, is returned."""
     ((_, artifact),) = score_and_publish_all(scorer, [work], places)
     return artifact
 
 
 def score_and_publish_all(
-    scorer: "Scorer",
+    scorer: "Scorer | CascadedScorer",
     works: Iterable[ShardWork],
     places: Places | None = None,
     pairs_done: PairsDone = lambda key, done: None,
@@ -164,24 +182,33 @@ def publish_scores(
 ) -> Artifact:
     """Publish a scored shard under its work key; the artifact of whoever was first."""
     require_delivered(places.landing, work.delivery)
+    tables = {"scores": result.scores, "quarantine": result.quarantine}
+    models, counts = [work.model], {}
+    if work.cascade and result.rejected is not None and result.audited is not None:
+        tables |= {"rejected": result.rejected, "audited": result.audited}
+        models, counts = (
+            [work.model, work.cascade.model],
+            {name: tables[name].num_rows for name in ("rejected", "audited")},
+        )
     with tempfile.TemporaryDirectory() as folder:
         return artifacts.publish(
             places.store,
             SHARD_KIND,
             work.key,
             {
-                "scores.parquet": parquet.write(result.scores, Path(folder, "scores.parquet")),
-                "quarantine.parquet": parquet.write(result.quarantine, Path(folder, "quarantine.parquet")),
+                f"{name}.parquet": parquet.write(table, Path(folder, f"{name}.parquet"))
+                for name, table in tables.items()
             },
             code_version=CODE_VERSION,
             inputs=[
                 artifacts.Input("raw_crawl_shards", work.pairs_key, work.index_version),
-                _model(places, work.model).as_input(),
+                *(_model(places, key).as_input() for key in models),
             ],
             config=work.config,
             facts={
                 "scored": result.scores.num_rows,
                 "quarantined": result.quarantine.num_rows,
+                **counts,
                 "over_long": result.over_long,
                 "seconds": round(result.seconds, 3),
                 "device": result.device,
@@ -199,7 +226,7 @@ def _model(places: Places, key: str) -> Artifact:
     if model is None:
         raise CompalignError(
             f"reward model {key} in {places.store.url}",
-            expected="the manifest of the promoted model",
+            expected="the manifest of a model that scores",
             found="none",
             remedy="Every process that scores must see the same store: a bucket, or a folder that all machines mount.",
         )

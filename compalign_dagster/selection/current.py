@@ -1,14 +1,19 @@
 """`current`: the filtered dataset that readers should use, a numbered fact that moves last and never back by itself.
 
 A slow run under an older policy, or on an older ledger, may end after a newer one. Its dataset is
-published like any other, but `current` stays. Going back is for people: a new decision with an old value.
+published like any other, but `current` stays. Going back is for people (`restore`): a new decision with an
+old value. It holds: no run moves `current` away from what a person restored, until a person adopts another policy or
+lets go of it (`follow`), or until the block list changes, for what has to go must not stay current.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from compalign_dagster import artifacts, decisions
 from compalign_dagster.artifacts import Artifact
+from compalign_dagster.reward.promoted import Reason
+from compalign_dagster.selection import blocks
 from compalign_dagster.store import Store
 
 _NAME = "current"
@@ -24,24 +29,94 @@ def move(dataset: Artifact, *, policy: int, ledger: int) -> bool:
     same dataset by a newer policy is a new version, so that what ran in between cannot replace it.
     """
     order = {"policy": policy, "ledger": ledger}
-    value = {"manifest": dataset.manifest_key, "data_version": dataset.data_version, **order}
+    value = {
+        "manifest": dataset.manifest_key,
+        "data_version": dataset.data_version,
+        "manifest_sha256": dataset.manifest_sha256,
+        **order,
+    }
 
     def choose(now: decisions.Decision | None) -> dict[str, Any] | None:
-        stays = now is not None and (now.value == value or _goes_back(now, order))
+        stays = now is not None and (now.value == value or _goes_back(now, order) or _is_held(now, dataset, policy))
         return None if stays else value
 
     now = decisions.move(dataset.store, _NAME, choose)
     assert now is not None, "there is a current dataset, this one or another that kept it from moving"
     moved = bool(now.value["manifest"] == dataset.manifest_key)
     if not moved:
-        log.warning("`current` stays at %s, which is newer than %s", now.value["manifest"], dataset.manifest_key)
+        why = "a person restored it" if now.value.get("held") else "it is newer"
+        log.warning("`current` stays at %s and not %s: %s", now.value["manifest"], dataset.manifest_key, why)
     return moved
+
+
+def restore(dataset: Artifact, reason: Reason, *, policy: int) -> decisions.Decision:
+    """Make this the current dataset by a decision of a person, whatever its age; it is held until `follow`.
+
+    `policy` is the number of the policy in force: only a newer one, which a person adopts, ends the hold too.
+    """
+
+    def choose(now: decisions.Decision | None) -> dict[str, Any]:
+        before = now.value if now else {}
+        return {
+            "manifest": dataset.manifest_key,
+            "data_version": dataset.data_version,
+            "manifest_sha256": dataset.manifest_sha256,
+            "policy": max(policy, before.get("policy", 0)),
+            "ledger": before.get("ledger", 0),
+            "held": True,
+            "block_list": _newest_blocks(dataset.store),
+            **_told("restore", reason, before),
+        }
+
+    return _decided(dataset.store, choose)
+
+
+def follow(store: Store, reason: Reason) -> decisions.Decision | None:
+    """Let runs move `current` again; it moves with the next one. None where nothing was held."""
+
+    def choose(now: decisions.Decision | None) -> dict[str, Any] | None:
+        if now is None or not now.value.get("held"):
+            return None
+        return {**now.value, "held": False, **_told("follow", reason, now.value)}
+
+    before = decisions.current(store, _NAME)
+    after = decisions.move(store, _NAME, choose)
+    return after if after != before else None
+
+
+def history(store: Store) -> list[decisions.Decision]:
+    """Every decision about `current`, oldest first."""
+    return decisions.history(store, _NAME)
 
 
 def read(store: Store) -> Artifact | None:
     """The current dataset, or None before the first."""
     now = decisions.current(store, _NAME)
     return artifacts.load(store, now.value["manifest"]) if now else None
+
+
+def _told(action: str, reason: Reason, before: dict[str, Any]) -> dict[str, Any]:
+    return {"action": action, "by": reason.by, "why": reason.why, "replaces": before.get("manifest")}
+
+
+def _decided(store: Store, choose: Callable[[decisions.Decision | None], dict[str, Any]]) -> decisions.Decision:
+    found = decisions.move(store, _NAME, choose)
+    assert found is not None, "a value follows whatever there is"
+    return found
+
+
+def _is_held(now: decisions.Decision, dataset: Artifact, policy: int) -> bool:
+    """Whether a person's choice keeps a run's dataset from becoming current."""
+    if not now.value.get("held") or policy > now.value["policy"]:
+        return False
+    blocked_by = next((item.key for item in dataset.inputs if item.kind == blocks.KIND), "")
+    return now.value["block_list"] == _newest_blocks(dataset.store) or blocked_by != _newest_blocks(dataset.store)
+
+
+def _newest_blocks(store: Store) -> str:
+    """The manifest of the block list in force, empty before the first."""
+    found = blocks.in_force(store)
+    return found.manifest_key if found else ""
 
 
 def _goes_back(now: decisions.Decision, order: dict[str, int]) -> bool:

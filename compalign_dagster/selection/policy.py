@@ -1,38 +1,106 @@
-"""The selection policy: how much to keep, of what.
+"""The selection policy: how much to keep, of what, and which pairs never.
 
-What belongs here: the fractions and what they mean in pairs. What does not: which pairs those are
-(`select.py`), and which policy is in force (a decided fact in the store).
+What belongs here: the fractions and rules, validated, and what they mean in pairs. What does not: which
+pairs those are (`ranked.py`, `cut.py`), and which policy is in force (a decided fact in the store).
 """
 
 import math
 from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compalign_dagster.errors import InputError
+from compalign_dagster.scoring.tables import FIGURES
 
 REST = "*"
-"""The budget that corpora without a fraction of their own share."""
+"""The budget that corpora without one of their own share."""
 
+SCHEMA_VERSION = 2
 _MOST_DECIMALS = 100
 _EXACT = Context(prec=2 * _MOST_DECIMALS)
+_FLOORS = tuple(name for name in FIGURES if name != "reward")
 
 
-class Policy(BaseModel):
-    """Keep fractions. `per_corpus` gives a corpus a budget of its own; all others share `keep_fraction`."""
+class Rules(BaseModel):
+    """The part of a policy that looks at one pair at a time; ranked lists are made under it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1  # of this schema
-    keep_fraction: Decimal
-    per_corpus: dict[str, Decimal] = {}
+    reward_floor: float | None = Field(None, allow_inf_nan=False, description="Least reward.")
+    floors: dict[str, float] = Field({}, description="Least value of other figures, such as human_fit.")
+    languages: tuple[str, ...] = Field((), description="Languages to keep (ISO 639 codes); empty keeps all.")
+    unknown_language: Literal["keep", "drop"] = Field(
+        "keep", description="What happens to captions without a language."
+    )
+    caption_patterns: tuple[str, ...] = Field(
+        (), description="Regular expressions; a caption that one matches, in any case, is dropped."
+    )
+
+    @field_validator("floors")
+    @classmethod
+    def _known_figures(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, floor in value.items():
+            if name not in _FLOORS or not math.isfinite(floor):
+                raise InputError(
+                    f"policy: floor of {name}",
+                    expected=f"a finite number for one of {', '.join(_FLOORS)}; the reward has reward_floor",
+                    found=f"{name}: {floor}",
+                    remedy="Correct the policy.",
+                )
+        return dict(sorted(value.items()))
+
+    @field_validator("languages")
+    @classmethod
+    def _sorted_codes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))
+
+    @field_validator("caption_patterns")
+    @classmethod
+    def _compilable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        import polars as pl  # here because a bare machine never selects
+
+        for pattern in value:
+            try:
+                pl.Series([""]).str.contains(f"(?i){pattern}", strict=True)
+            except pl.exceptions.PolarsError as error:
+                raise InputError(
+                    f"policy: caption pattern {pattern!r}",
+                    expected="a regular expression without look-around and back-references",
+                    found=str(error).splitlines()[0],
+                    remedy="Correct the pattern.",
+                ) from None
+        return value
+
+
+class Policy(Rules):
+    """Keep fractions or counts, rules and caps.
+
+    A corpus in `per_corpus` or `count_per_corpus` has a budget of its own; all others share
+    `keep_fraction` or `keep_count`. A fraction is of all pairs of its budget, whatever the rules say of them.
+    """
+
+    version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, description="Version of this schema.")
+    keep_fraction: Decimal | None = Field(None, description="Share of the pairs to keep, a decimal from 0 to 1.")
+    keep_count: int | None = Field(None, ge=0, description="How many pairs to keep, in place of a fraction.")
+    per_corpus: dict[str, Decimal] = Field({}, description="Keep fractions of corpora with a budget of their own.")
+    count_per_corpus: dict[str, int] = Field({}, description="Counts of corpora with a budget of their own.")
+    most_per_domain: int | None = Field(None, ge=1, description="Most kept candidates of one domain, best first.")
+    most_per_duplicate_group: int | None = Field(
+        None, ge=1, description="Most kept candidates that show the same image or nearly the same, best first."
+    )
+
+    @field_validator("version")
+    @classmethod
+    def _as_now(cls, value: int) -> int:
+        """Policies of older schemas mean the same in this one."""
+        return SCHEMA_VERSION
 
     @field_validator("keep_fraction", mode="before")
     @classmethod
-    def _fraction(cls, value: Any) -> Decimal:
-        return parse_fraction(value)
+    def _fraction(cls, value: Any) -> Decimal | None:
+        return None if value is None else parse_fraction(value)
 
     @field_validator("per_corpus", mode="before")
     @classmethod
@@ -41,13 +109,47 @@ class Policy(BaseModel):
             return value
         return {name: parse_fraction(value[name], f"keep fraction of {name}") for name in sorted(value)}
 
+    @field_validator("count_per_corpus")
+    @classmethod
+    def _counts(cls, value: dict[str, int]) -> dict[str, int]:
+        if any(count < 0 for count in value.values()):
+            raise ValueError("Input should be counts of at least 0")
+        return dict(sorted(value.items()))
+
+    @model_validator(mode="after")
+    def _one_budget_each(self) -> "Policy":
+        twice = sorted(set(self.per_corpus) & set(self.count_per_corpus))
+        if (self.keep_fraction is None) == (self.keep_count is None) or twice:
+            raise InputError(
+                "policy",
+                expected="keep_fraction or keep_count, and for each corpus a fraction or a count",
+                found=f"both for {', '.join(twice)}" if twice else "both, or neither, for the shared budget",
+                remedy="Leave one of them out.",
+            )
+        return self
+
     def budget_of(self, corpus: str) -> str:
         """The budget a corpus draws on: its own name, or `REST`."""
-        return corpus if corpus in self.per_corpus else REST
+        return corpus if corpus in self.per_corpus or corpus in self.count_per_corpus else REST
 
-    def fraction_of(self, budget: str) -> Decimal:
-        """The keep fraction of a budget."""
+    def fraction_of(self, budget: str) -> Decimal | None:
+        """The keep fraction of a budget; None where it has a count."""
+        if budget in self.count_per_corpus:
+            return None
         return self.per_corpus.get(budget, self.keep_fraction)
+
+    def count_of(self, budget: str, n: int) -> int:
+        """How many of a budget's `n` pairs are to be kept."""
+        fraction = self.fraction_of(budget)
+        if fraction is not None:
+            return keep_count(fraction, n)
+        count = self.count_per_corpus.get(budget, self.keep_count)
+        assert count is not None, "a budget has a fraction or a count"
+        return min(count, n)
+
+    def rules(self) -> Rules:
+        """The part that looks at one pair at a time."""
+        return Rules(**{name: getattr(self, name) for name in Rules.model_fields})
 
 
 def parse_fraction(value: Decimal | str | float, what: str = "keep fraction") -> Decimal:

@@ -6,75 +6,90 @@ kept rows alone. What does not: decoding or changing an image.
 
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from compalign_dagster.crawl.shards import MemberReader, Shard
 from compalign_dagster.errors import InputError
+from compalign_dagster.selection.pairs import proved
 from compalign_dagster.versions import canonical_json
 
+Frame = pl.DataFrame | pa.Table
+
+_ROWS = 10_000
 _SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif"}
 
 
-def reshard(kept: pa.Table, shards: Mapping[str, Shard], out_dir: Path, per_shard: int = 10_000) -> list[Path]:
+def reshard(
+    kept: Frame | Iterable[Frame], shards: Mapping[str, Shard], out_dir: Path, per_shard: int = 10_000
+) -> list[Path]:
     """Write `out_dir/00000.tar` and so on, `per_shard` images each, in the order of `kept`; return the paths.
 
-    `kept` follows `tables.KEPT` in reading order; `shards` maps its shard names to where they lie. A sample
-    is `NNNNNNNNN.<suffix>` with the image's bytes and `NNNNNNNNN.json` with `captions`, `pair_ids`,
-    `rewards` and the source's `shard` and `key`. Equal inputs give equal tars.
+    `kept` follows `tables.KEPT` in reading order, whole or in pieces, of which one is in memory; `shards` maps its
+    shard names to where they lie. A sample is `NNNNNNNNN.<suffix>` with the image's bytes and `NNNNNNNNN.json` with
+    `captions`, `pair_ids`, `rewards` and the source's `shard` and `key`. Equal rows give equal tars.
+
+    Raises:
+        InputError: when a shard is not given, or has changed: each image is proved by its pairs before it is written.
     """
     if per_shard < 1:
         raise ValueError("per_shard must be at least 1")
     out_dir.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    samples = list(_samples(kept))
+    numbered = enumerate(_samples([kept] if isinstance(kept, Frame) else kept))
     with MemberReader() as members:
-        for start in range(0, len(samples), per_shard):
-            path = out_dir / f"{len(paths):05d}.tar"
+        for number, samples in groupby(numbered, lambda item: item[0] // per_shard):
+            path = out_dir / f"{number:05d}.tar"
             part = path.with_suffix(".tar.part")
             with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for at, sample in enumerate(samples[start : start + per_shard], start=start):
+                for at, sample in samples:
                     _write(tar, f"{at:09d}", sample, shards, members)
             part.replace(path)
             paths.append(path)
     return paths
 
 
-def _samples(kept: pa.Table) -> Iterator[dict[str, Any]]:
-    """One dictionary per kept image, with the lists of its kept pairs."""
-    rows = kept.to_pylist()
-    for (shard, key, offset, length), pairs in groupby(
-        rows, lambda row: (row["shard"], row["key"], row["image_offset"], row["image_length"])
-    ):
-        group = list(pairs)
-        yield {
-            "place": (offset, length),
-            "captions": [row["caption"] for row in group],
-            "pair_ids": [row["pair_id"] for row in group],
-            "rewards": [row["reward"] for row in group],
-            "source": {"shard": shard, "key": key},
-        }
+def _samples(pieces: Iterable[Frame]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each image, which may lie in two pieces."""
+    rows = (row for piece in pieces for row in _rows(piece))
+    for _, pairs in groupby(rows, lambda row: (row["shard"], row["key"], row["image_offset"], row["image_length"])):
+        yield list(pairs)
+
+
+def _rows(piece: Frame) -> Iterator[dict[str, Any]]:
+    if isinstance(piece, pl.DataFrame):
+        yield from piece.iter_rows(named=True)
+    else:
+        for batch in piece.to_batches(max_chunksize=_ROWS):
+            yield from batch.to_pylist()
 
 
 def _write(
-    tar: tarfile.TarFile, name: str, sample: dict[str, Any], shards: Mapping[str, Shard], members: MemberReader
+    tar: tarfile.TarFile, name: str, pairs: list[dict[str, Any]], shards: Mapping[str, Shard], members: MemberReader
 ) -> None:
-    source = sample["source"]
-    shard = shards.get(source["shard"])
+    first = pairs[0]
+    shard = shards.get(first["shard"])
     if shard is None:
         raise InputError(
-            f"shard {source['shard']}",
+            f"shard {first['shard']}",
             expected="to be among the shards given",
             found="kept pairs of it, but not the shard",
             remedy="Give every shard the dataset was filtered from.",
         )
-    offset, length = sample["place"]
-    image = members.read(shard, offset, length)
-    facts = {key: value for key, value in sample.items() if key != "place"}
+    image = members.read(shard, first["image_offset"], first["image_length"])
+    for pair in pairs:
+        proved(pair, image)
+    facts = {
+        "captions": [pair["caption"] for pair in pairs],
+        "pair_ids": [pair["pair_id"] for pair in pairs],
+        "rewards": [pair["reward"] for pair in pairs],
+        "source": {"shard": first["shard"], "key": first["key"]},
+    }
     _add(tar, f"{name}.{_suffix(image)}", image)
     _add(tar, f"{name}.json", canonical_json(facts))
 

@@ -1,24 +1,21 @@
-"""Which pairs are kept: exactly as many as the policy says, the same ones in whatever order scores arrive.
+"""The decision in memory: exactly as many pairs as the policy says, the same ones in whatever order scores arrive.
 
-What belongs here: reading scores and the decision. What does not: where the images lie (`dataset.py`).
+What belongs here: reading scores, and the cut over one frame, for samples, files and evaluation. What does
+not: rules and caps, and a crawl that does not fit into memory (`ranked.py`, `cut.py`).
 
 A pair outranks another by higher reward, then by smaller (pair_id, shard, key, caption_index), compared
 as bytes. The order is total over occurrences, so file order, batching and row groups cannot matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 
 from compalign_dagster.errors import ConservationError, InputError
-from compalign_dagster.selection.policy import REST, Policy, keep_count
-
-CODE_VERSION = 1
-
-BELOW_CUT = "below_cut"  # ranked below the budget's last kept pair, with a lower reward
-TIED_AT_CUT = "tied_at_cut"  # the same reward as the last kept pair, behind it by the tie-break
-NO_BUDGET = "no_budget"  # the budget keeps nothing
+from compalign_dagster.selection.policy import REST, Policy
+from compalign_dagster.selection.reasons import BELOW_CUT, NO_BUDGET, TIED_AT_CUT
 
 OCCURRENCE = ["shard", "key", "caption_index"]
 TIE_BREAK = ["pair_id", *OCCURRENCE]
@@ -42,12 +39,17 @@ def read_scores(scores: Sequence[Path], extra: Sequence[str] = ()) -> pl.DataFra
     Raises `InputError`, naming file and pair, for a file that is no score table, a reward that is not
     finite, rewards of more than one model, and an occurrence that is scored twice.
     """
-    if not scores:
-        raise InputError("scores", expected="at least one file", found="none", remedy="Score some shards first.")
     paths = sorted({path.absolute() for path in scores})
-    frames = [_read(path, extra) for path in paths]
-    _refuse_second_model(paths, frames)
-    frame = pl.concat(frames)
+    return merge_scores({str(path): path for path in paths}, extra)
+
+
+def merge_scores(sources: Mapping[str, Path | BinaryIO], extra: Sequence[str] = ()) -> pl.DataFrame:
+    """As `read_scores`, of named sources."""
+    if not sources:
+        raise InputError("scores", expected="at least one file", found="none", remedy="Score some shards first.")
+    frames = {name: _read(name, source, extra) for name, source in sources.items()}
+    _refuse_second_model(frames)
+    frame = pl.concat(frames.values())
     twice = frame.filter(frame.select(OCCURRENCE).is_duplicated()).sort(OCCURRENCE)
     if twice.height:
         shard, key, index = twice.select(OCCURRENCE).row(0)
@@ -62,10 +64,10 @@ def read_scores(scores: Sequence[Path], extra: Sequence[str] = ()) -> pl.DataFra
 
 def choose(frame: pl.DataFrame, policy: Policy) -> pl.DataFrame:
     """The decision on scores as `read_scores` returns them. Exactly k of each budget are kept."""
-    budgets = list(policy.per_corpus)
+    budgets = [*policy.per_corpus, *policy.count_per_corpus]
     frame = frame.with_columns(budget=pl.when(pl.col("corpus").is_in(budgets)).then("corpus").otherwise(pl.lit(REST)))
     sizes = dict(frame.group_by("budget").len().iter_rows())
-    counts = {budget: keep_count(policy.fraction_of(budget), n) for budget, n in sizes.items()}
+    counts = {budget: policy.count_of(budget, n) for budget, n in sizes.items()}
     ranked = ranked_by(frame, "reward").with_columns(
         rank=pl.int_range(pl.len()).over("budget"),
         k=pl.col("budget").replace_strict(counts, return_dtype=pl.Int64) if counts else pl.lit(0),
@@ -98,9 +100,9 @@ def ranked_by(frame: pl.DataFrame, column: str) -> pl.DataFrame:
     return frame.sort([column, *TIE_BREAK], descending=[True, *[False] * len(TIE_BREAK)])
 
 
-def _read(path: Path, extra: Sequence[str]) -> pl.DataFrame:
+def _read(path: str, source: Path | BinaryIO, extra: Sequence[str]) -> pl.DataFrame:
     try:
-        columns = pl.read_parquet_schema(path)
+        columns = pl.read_parquet_schema(source)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"scores {path}",
@@ -117,7 +119,7 @@ def _read(path: Path, extra: Sequence[str]) -> pl.DataFrame:
             remedy="Give tables written by `compalign score`.",
         )
     corpus = pl.col("corpus") if "corpus" in columns else _corpus_of_shard()
-    frame = pl.scan_parquet(path).select(
+    frame = pl.scan_parquet(source).select(
         pl.col("pair_id", "shard", "key").cast(pl.String),
         pl.col("caption_index").cast(pl.Int32),
         corpus.cast(pl.String).alias("corpus"),
@@ -136,7 +138,7 @@ def _corpus_of_shard() -> pl.Expr:
     return pl.when(pl.col("shard").str.contains("/", literal=True)).then(folder).otherwise(pl.lit("crawl"))
 
 
-def _refuse_unrankable(path: Path, table: pl.DataFrame) -> None:
+def _refuse_unrankable(path: str, table: pl.DataFrame) -> None:
     broken = table.filter(pl.col("reward").is_finite().fill_null(False).not_()).sort(TIE_BREAK)
     if broken.height:
         first = broken.row(0, named=True)
@@ -157,9 +159,9 @@ def _refuse_unrankable(path: Path, table: pl.DataFrame) -> None:
         )
 
 
-def _refuse_second_model(paths: Sequence[Path], frames: Sequence[pl.DataFrame]) -> None:
-    found: dict[str, Path] = {}
-    for path, frame in zip(paths, frames, strict=True):
+def _refuse_second_model(frames: Mapping[str, pl.DataFrame]) -> None:
+    found: dict[str, str] = {}
+    for path, frame in frames.items():
         for version in frame["model_version"].unique().sort():
             found.setdefault(version, path)
     if len(found) > 1:

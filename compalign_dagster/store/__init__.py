@@ -1,6 +1,7 @@
 """Where artifacts live: immutable objects under slash-separated keys, on a disk or in a bucket.
 
-Nothing is ever overwritten or deleted: `put_new` publishes a whole object or reports that the key is taken.
+Nothing is ever overwritten: `put_new` publishes a whole object or reports that the key is taken. What people ask to be
+rid of is deleted by name.
 `BucketStore` is imported by whoever opens an `s3://` URL: a machine that only trains has no boto3.
 What belongs here: bytes and keys. What does not: manifests (`artifacts.py`) and meaning.
 """
@@ -17,6 +18,7 @@ from compalign_dagster.store.base import (
 )
 from compalign_dagster.store.local import LocalStore
 from compalign_dagster.store.opening import open_store
+from compalign_dagster.store.ranged import seekable
 
 __all__ = [
     "AccessDeniedError",
@@ -29,4 +31,5 @@ __all__ = [
     "StoreError",
     "TransientStoreError",
     "open_store",
+    "seekable",
 ]

@@ -74,6 +74,21 @@ class Store(Protocol):
         """
         ...
 
+    def replace(self, key: str, source: bytes | Path, *, stamp: str) -> None:
+        """Put other bytes in the place of the object with this stamp, at once and for all readers.
+
+        Only a redaction calls this (`lineage/redaction.py`). `ObjectChangedError` when another object is there by now.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object, durably; nothing happens where there is none.
+
+        Only what a person asked for calls this. An artifact exists when its manifest does, so the manifest goes
+        before the files: a crash between them leaves garbage, not an artifact without its files.
+        """
+        ...
+
     def fetch(self, key: str) -> Path:
         """A local file with the object's bytes, for libraries that want a path. Read it, never write it."""
         ...

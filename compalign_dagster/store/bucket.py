@@ -53,8 +53,8 @@ class BucketStore:
 
     The client repeats what was throttled, failed in the server or broke. A repetition can hide that the first attempt
     landed, so every write carries an id in the object's metadata, and after a conflict or a doubtful failure the
-    object is asked whose it is. Nothing is ever deleted; an abort takes back the parts of an own upload that has
-    published nothing.
+    object is asked whose it is. Only `delete` deletes; an abort takes back the parts of an own upload that has
+    published nothing. A bucket that keeps versions keeps what was deleted, until its own rules let it go.
 
     Args:
         url: `s3://bucket` or `s3://bucket/prefix`.
@@ -260,6 +260,26 @@ class BucketStore:
                 return False
             raise explain(error, "put", url, self.client) from None
         return False
+
+    def replace(self, key: str, source: bytes | Path, *, stamp: str) -> None:
+        """One put that holds only for the object with this ETag. A bucket that keeps versions keeps the older one."""
+        place, url = self._place(key)
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        try:
+            self.client.put_object(**place, Body=data, IfMatch=f'"{stamp}"')
+        except FAILURES as error:
+            if status_of(error) in {409, 412}:
+                raise changed(f"replace {url}") from None
+            raise explain(error, "replace", url, self.client) from None
+
+    def delete(self, key: str) -> None:
+        place, url = self._place(key)
+        try:
+            self.client.delete_object(**place)
+        except FAILURES as error:
+            failure = explain(error, "delete", url, self.client)
+            if not isinstance(failure, ObjectMissingError):
+                raise failure from None
 
     def fetch(self, key: str) -> Path:
         """A copy in a folder that this process removes at its end; made once for each state of the object."""

@@ -34,6 +34,11 @@ def explain_write(error: OSError, what: str) -> StoreError:
     return _explain(error, f"put {what}")
 
 
+def explain_delete(error: OSError, what: str) -> StoreError:
+    """The typed error for an object that could not be removed."""
+    return _explain(error, f"delete {what}")
+
+
 def _explain(error: OSError, what: str) -> StoreError:
     code, found = error.errno or 0, os.strerror(error.errno or 0)
     if code in _FORBIDDEN:

@@ -21,7 +21,7 @@ from compalign_dagster.store.base import (
     hidden,
     missing,
 )
-from compalign_dagster.store.disk import NO_OBJECT, explain_read, explain_write
+from compalign_dagster.store.disk import NO_OBJECT, explain_delete, explain_read, explain_write
 
 _LOG = logging.getLogger(__name__)
 
@@ -127,6 +127,35 @@ class LocalStore:
         temporary.unlink(missing_ok=True)
         return new
 
+    def replace(self, key: str, source: bytes | Path, *, stamp: str) -> None:
+        """The old bytes lose all of their names; who reads them at the moment reads them to the end."""
+        target = self.path(key)
+        temporary = target.parent / f".{uuid.uuid4().hex}.part"
+        try:
+            _write(temporary, source)
+            if self.stat(key).stamp != stamp:
+                raise changed(str(target))
+            others = _hidden_names(target)
+            temporary.replace(target)
+            for name in others:
+                name.unlink(missing_ok=True)
+            self._sync_names(target.parent)
+        except OSError as error:
+            if isinstance(error, StoreError) or str(error.filename) == str(source):
+                raise
+            raise explain_write(error, str(target)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete(self, key: str) -> None:
+        """Remove an object under all of its names. Its folder stays: somebody may be about to write into it."""
+        path = self.path(key)
+        try:
+            _unlink(path)
+        except OSError as error:
+            if error.errno not in NO_OBJECT:
+                raise explain_delete(error, str(path)) from error
+
     def fetch(self, key: str) -> Path:
         """The object's own file."""
         self.stat(key)
@@ -203,6 +232,22 @@ def _link(existing: Path, new: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file durably, and the hidden name that a killed writer left it, with which its bytes would stay."""
+    if stat.S_ISDIR(path.lstat().st_mode):
+        return
+    for name in [*_hidden_names(path), path]:
+        name.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _hidden_names(path: Path) -> list[Path]:
+    """Hidden names that the file has beside its own in its folder."""
+    number = path.lstat().st_ino
+    with os.scandir(path.parent) as entries:
+        return [Path(entry.path) for entry in entries if entry.name.startswith(".") and entry.inode() == number]
 
 
 def _listed(key: str, facts: os.stat_result) -> Listed:

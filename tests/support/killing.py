@@ -178,7 +178,8 @@ def finish(process: int) -> int:
 def contents(home: Path) -> dict[str, Any]:
     """What a store says: files by digest, manifests by what they promise, decisions by their value.
 
-    Times of day and durations differ between two runs of the same work; nothing else may.
+    Times of day, durations and the store's own place differ between two runs of the same work; nothing else may. The
+    audit page tells when its policy was adopted and where it lies, and a manifest's digest covers its time.
     """
     store, found = LocalStore(home / "store"), {}
     for item in store.list():
@@ -186,9 +187,11 @@ def contents(home: Path) -> dict[str, Any]:
         if item.key.endswith("/manifest.json"):
             manifest = json.loads(data)
             found[item.key] = [manifest["data_version"], sorted(manifest["files"])]
+        elif item.key.endswith("/audit.html"):
+            continue
         elif item.key.startswith("decisions/"):
             body = json.loads(data)
-            found[item.key] = [body["version"], body["value"]]
+            found[item.key] = [body["version"], {**body["value"], "manifest_sha256": None}]
         else:
             found[item.key] = hashlib.sha256(data).hexdigest()
     return found

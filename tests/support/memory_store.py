@@ -31,9 +31,16 @@ class MemoryStore:
         self._objects.update(dict.fromkeys(keys, b"x"))
         self._keys = sorted(self._objects)
 
+    def replace(self, key: str, source: bytes | Path, *, stamp: str) -> None:
+        self._ask("replace")
+        assert self.stat(key).stamp == stamp
+        self.put(key, source if isinstance(source, bytes) else source.read_bytes())
+
     def delete(self, key: str) -> None:
-        del self._objects[key]
-        self._keys.remove(key)
+        self._ask("delete")
+        if key in self._objects:
+            del self._objects[key]
+            self._keys.remove(key)
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1

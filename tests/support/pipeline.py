@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 import dagster as dg
+import polars as pl
 
 from compalign_dagster import decisions, latest
+from compalign_dagster.artifacts import Artifact
 from compalign_dagster.definitions import build_defs
 from compalign_dagster.samples.crawl import write_sample_crawl
+from compalign_dagster.selection.pairs import kept_frames
+from compalign_dagster.selection.version import Version
 from compalign_dagster.settings import Settings
 from compalign_dagster.store import Store, open_store
 
@@ -74,3 +78,18 @@ def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict:
     """Metadata values of the materialisation of an asset in a run."""
     (event,) = [event for event in result.get_asset_materialization_events() if event.asset_key == dg.AssetKey(asset)]
     return {name: value.value for name, value in event.materialization.metadata.items()}
+
+
+def kept_pairs(dataset: Artifact) -> list[dict]:
+    """The kept pairs of a version, with caption and place, in reading order."""
+    return pl.concat(kept_frames(Version.open(dataset))).to_dicts()
+
+
+def pairs_by_shard(dataset: Artifact) -> dict[str, set[str]]:
+    """Pair ids of a version by shard, kept and dropped ones."""
+    version = Version.open(dataset)
+    found: dict[str, set[str]] = {}
+    for batch in version.batches():
+        for shard, pair_id in version.decided(batch, ["shard", "pair_id"]).select("shard", "pair_id").iter_rows():
+            found.setdefault(shard, set()).add(pair_id)
+    return found

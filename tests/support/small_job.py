@@ -90,15 +90,15 @@ def outcome(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, partition in _CHAIN:
         artifact = latest.require(store, kind, partition)
-        timed = ("seconds", "speed")
+        timed = ("seconds", "speed", "lists")  # a list that another run made is used again
         found[kind] = [artifact.data_version, {k: v for k, v in artifact.facts.items() if k not in timed}]
     keys = [item.key for item in store.list()]
     for key in keys:
         if key.startswith("decisions/"):
             name, _, number = key.removeprefix("decisions/").rpartition("/")
             (decision,) = [fact for fact in decisions.history(store, name) if number == f"{fact.version:08d}.json"]
-            found[key] = decision.value
-    return {**found, "keys": keys}
+            found[key] = {**decision.value, "manifest_sha256": None}  # a manifest says when it was made
+    return {**found, "keys": [key for key in keys if not key.endswith("/audit.html")]}  # which says when, and where
 
 
 def unverified(folder: Path) -> list[str]:

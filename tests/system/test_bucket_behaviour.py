@@ -294,3 +294,25 @@ def test_copies_are_removed_when_the_process_ends(s3):
     assert path.endswith("/a.parquet")
     with pytest.raises(FileNotFoundError):
         open(path)  # noqa: PTH123, SIM115
+
+
+def test_deleting_removes_one_object_and_nothing_where_there_is_none(store):
+    for key in ("a/b", "a/b2", "a/c"):
+        store.put_new(key, b"x")
+    for _ in range(2):
+        store.delete("a/b")
+    assert [item.key for item in store.list()] == ["a/b2", "a/c"]
+    assert store.put_new("a/b", b"again")
+    assert store.read("a/b") == b"again"
+
+
+def test_a_redaction_replaces_one_object_unless_somebody_changed_it_meanwhile(store):
+    store.put_new("a/b", b"a caption that has to go")
+    stamp = store.stat("a/b").stamp
+    store.replace("a/b", b"", stamp=stamp)
+    assert store.read("a/b") == b""
+    with pytest.raises(ObjectChangedError):
+        store.replace("a/b", b"by somebody who looked before", stamp=stamp)
+    with pytest.raises(StoreError):
+        store.replace("a/c", b"x", stamp=stamp)
+    assert [(item.key, item.size) for item in store.list()] == [("a/b", 0)]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 
@@ -69,6 +70,48 @@ def test_a_killed_process_is_named_and_its_shards_are_scored_by_the_other(crawl,
     assert f"process {killed}) died (SIGKILL); its shards go to another worker: web/" in caplog.text
     assert versions(found) == crawl[1]
     assert len(manifests(home)) == SHARDS
+
+
+def _stop_the_first_that_publishes(home, found, monkeypatch):
+    """Score with two processes; one stands still from when it has published a shard, and that was an hour ago."""
+    workers, start, stopped = [], devices._start, None
+
+    def started(*arguments):
+        workers.extend(start(*arguments))
+        return list(workers)
+
+    monkeypatch.setattr(devices, "_start", started)
+    monkeypatch.setattr(devices, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    for work, artifact, _ in score_works(works_of(home), REFERENCE, Where("devices", 2, stall_seconds=1800)):
+        found[work.shard] = artifact
+        if stopped is None:
+            process = int(artifact.facts["worker"].split()[-1])
+            (stopped,) = [worker for worker in workers if worker.process.pid == process]
+            os.kill(process, signal.SIGSTOP)
+        stopped.heard -= 3600
+
+
+def test_a_process_that_hangs_is_ended_and_its_shards_are_scored_by_the_other(crawl, tmp_path, caplog, monkeypatch):
+    home, found = _home(crawl, tmp_path), {}
+    with caplog.at_level(logging.WARNING):
+        _stop_the_first_that_publishes(home, found, monkeypatch)
+    assert "hung (1800 s without a pair) and was ended; its shards go to another worker: web/" in caplog.text
+    assert versions(found) == crawl[1]
+    assert multiprocessing.active_children() == []
+
+
+def test_the_planted_bug_of_never_looking_waits_for_it_for_ever(crawl, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices._Worker, "silent", lambda self: 0.0)
+    home, found = _home(crawl, tmp_path), {}
+    waits = threading.Thread(target=_stop_the_first_that_publishes, args=(home, found, monkeypatch))
+    waits.start()
+    waits.join(60)
+    assert waits.is_alive()
+    assert len(found) < SHARDS
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGCONT)
+    waits.join(60)
+    assert versions(found) == crawl[1]
 
 
 def test_a_worker_whose_error_is_for_people_says_it_in_full(crawl, tmp_path):

@@ -19,7 +19,7 @@ import dagster as dg
 import pytest
 from PIL import Image
 
-from compalign_dagster import latest, parquet
+from compalign_dagster import latest
 from compalign_dagster.crawl.batches import read_log
 from compalign_dagster.crawl.index import make_pair_id
 from compalign_dagster.definitions import build_defs
@@ -27,7 +27,7 @@ from compalign_dagster.samples.crawl import write_sample_crawl
 from compalign_dagster.selection import current
 from compalign_dagster.settings import load
 from compalign_dagster.store.bucket import BucketStore
-from tests.support.pipeline import BATCH, Pipeline
+from tests.support.pipeline import BATCH, Pipeline, kept_pairs, pairs_by_shard
 from tests.support.processes import BIN, ROOT, compalign, environment, free_port, stop_group, wait_for
 from tests.support.s3_server import S3, fresh_bucket
 
@@ -84,12 +84,7 @@ class Deployment:
 
     def pairs_by_shard(self) -> dict[str, set[str]]:
         """Pair ids of the current dataset, kept and dropped ones."""
-        dataset = current.read(self.store)
-        found: dict[str, set[str]] = {}
-        for name in ("kept.parquet", "dropped.parquet"):
-            for row in parquet.read(dataset.fetch(name)).select(["shard", "pair_id"]).to_pylist():
-                found.setdefault(row["shard"], set()).add(row["pair_id"])
-        return found
+        return pairs_by_shard(current.read(self.store))
 
 
 def _fill(s3: S3, demo, crawl: list[Path]) -> None:
@@ -199,7 +194,7 @@ def test_the_page_of_the_dataset_is_served_from_the_bucket(deployment):
 
 def test_kept_pairs_are_read_by_range_from_the_bucket_without_our_code(deployment):
     client, bucket = deployment.s3.client, deployment.s3.bucket
-    kept = parquet.read(current.read(deployment.store).fetch("kept.parquet")).to_pylist()
+    kept = kept_pairs(current.read(deployment.store))
     assert len(kept) > 10
     for row in kept:
         last = row["image_offset"] + row["image_length"] - 1

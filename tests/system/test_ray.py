@@ -4,6 +4,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from compalign_dagster.compute import Needs
 from compalign_dagster.errors import InputError
 from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.where import Where, score_works
+from tests.support.listening import LOOPBACK
 from tests.support.scoring import REFERENCE, manifests, prepare, scored, versions, works_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
@@ -75,6 +78,29 @@ def test_a_machine_that_is_killed_while_it_scores_costs_nothing_but_time(crawl, 
     import ray
 
     assert not ray.is_initialized()
+
+
+def _addresses(**variables) -> list[str]:
+    """Where a cluster of this machine alone listens, in a process that has not imported Ray before."""
+    code = """if True:
+        from compalign_dagster.scoring.on_ray import _cluster
+        from tests.support.listening import listening
+        with _cluster(None, 1) as ray:
+            assert ray.get(ray.remote(lambda: 1).remote()) == 1
+            print(*listening())"""
+    environment = {**os.environ, **variables}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return ran.stdout.split()
+
+
+def test_a_cluster_of_this_machine_alone_listens_to_it_alone():
+    found = _addresses()
+    assert found
+    assert set(found) <= set(LOOPBACK)
+
+
+def test_the_planted_bug_of_letting_ray_choose_listens_to_everybody():
+    assert not set(_addresses(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="1")) <= set(LOOPBACK)
 
 
 def test_a_gpu_that_no_machine_of_the_cluster_has_is_refused_at_once(crawl, monkeypatch):

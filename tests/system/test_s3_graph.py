@@ -15,12 +15,13 @@ import pytest
 from dagster_aws.s3 import S3Resource
 
 from compalign_dagster import latest, parquet
-from compalign_dagster.artifacts import Input
+from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.cli import demo
 from compalign_dagster.crawl.batches import read_log
 from compalign_dagster.definitions import build_defs
 from compalign_dagster.lineage.chain import verify
 from compalign_dagster.samples.crawl import write_sample_crawl
+from compalign_dagster.selection.version import Version
 from compalign_dagster.settings import Settings, load
 from compalign_dagster.store import LocalStore, Store
 from compalign_dagster.store.bucket import BucketStore
@@ -28,7 +29,7 @@ from compalign_dagster.versions import digest_bytes
 from resources.storage import Storage
 from tests.support.fault_proxy import FaultProxy, refuse
 from tests.support.leaks import everything, leaks
-from tests.support.pipeline import BATCH, Pipeline, failures, metadata_of
+from tests.support.pipeline import BATCH, Pipeline, failures, metadata_of, pairs_by_shard
 from tests.support.processes import compalign, environment
 from tests.support.s3_server import S3, fresh_bucket
 
@@ -123,8 +124,16 @@ def test_pairs_scores_and_kept_set_are_those_of_the_same_run_on_a_disk(world):
     ]
     assert digests[0] == digests[1]
     assert len(digests[0]) == 3
-    for kind in ("coco_hf_annotations", "reward_model", "filtered_dataset", "eval_report"):
+    for kind in ("coco_hf_annotations", "reward_model", "eval_report"):
         assert latest.require(here, kind).data_version == latest.require(there, kind).data_version, kind
+    assert _decision(latest.require(here, "filtered_dataset")) == _decision(latest.require(there, "filtered_dataset"))
+
+
+def _decision(dataset: Artifact) -> dict[str, object]:
+    """A version's files by digest; of its shards all but the keys of their indices, named by stamps of the landing."""
+    digests = {name: dataset.manifest["files"][name]["sha256"] for name in dataset.names()}
+    shards = Version.open(dataset).shards.drop("pairs_key").rows()
+    return {**digests, "shards.parquet": shards}
 
 
 def test_nothing_is_written_beside_the_bucket(world):
@@ -165,13 +174,13 @@ def test_the_chain_from_the_report_to_what_has_landed_verifies_from_the_bucket_a
 
 def test_the_planted_bug_of_an_object_that_was_written_over_is_found_in_the_chain(world):
     store = BucketStore(f"{world.s3.url}/store", world.s3.client)
-    key = f"store/{latest.require(store, 'filtered_dataset').file_key('kept.parquet')}"
+    key = f"store/{latest.require(store, 'filtered_dataset').file_key('lists.parquet')}"
     place = {"Bucket": world.s3.bucket, "Key": key}
     right = world.s3.client.get_object(**place)["Body"].read()
     world.s3.client.put_object(**place, Body=right[:-1] + bytes([right[-1] ^ 1]))
     try:
         problems = verify(latest.require(store, "eval_report"))
-        assert any("kept.parquet: sha256 is" in text for text in problems), problems
+        assert any("lists.parquet: sha256 is" in text for text in problems), problems
     finally:
         world.s3.client.put_object(**place, Body=right)
 
@@ -211,13 +220,7 @@ def test_a_shard_that_vanished_or_changed_after_it_was_scored_costs_pictures_and
 
 
 def _shards_of_the_dataset(store: Store) -> dict[str, set[str]]:
-    """Pair ids by shard, kept and dropped ones."""
-    dataset = latest.require(store, "filtered_dataset")
-    found: dict[str, set[str]] = {}
-    for name in ("kept.parquet", "dropped.parquet"):
-        for row in parquet.read(dataset.fetch(name)).select(["shard", "pair_id"]).to_pylist():
-            found.setdefault(row["shard"], set()).add(row["pair_id"])
-    return found
+    return pairs_by_shard(latest.require(store, "filtered_dataset"))
 
 
 def test_a_new_an_overwritten_and_a_deleted_shard_reach_the_next_dataset(world, tmp_path):
@@ -314,7 +317,15 @@ def test_every_read_goes_through_the_client_that_the_s3_resource_names(world, s3
 def test_no_credential_is_in_the_event_log_the_logs_the_messages_or_the_bucket(world):
     assert not leaks(world.folder, world.s3, _SECRETS.values())
     searched = {Path(place).name for place, _ in everything(world.folder, world.s3)}
-    assert {"runs.db", "python.log", "verbs.log", "manifest.json", "kept.parquet", "page.html"} <= searched
+    assert {
+        "runs.db",
+        "python.log",
+        "verbs.log",
+        "manifest.json",
+        "ranked.parquet",
+        "lists.parquet",
+        "page.html",
+    } <= searched
 
 
 def _plant_in_metadata(folder: Path, s3: S3, secret: str) -> None:

@@ -104,6 +104,20 @@ def test_the_metadata_of_the_filtered_dataset_is_legible_and_its_page_opens(ui, 
     _picture(page, "filtered-dataset.png", tmp_path)
 
 
+def test_a_dropped_pairs_picture_with_its_reason_is_three_clicks_from_the_assets_page(ui, page):
+    page.goto(f"{ui.url}/assets/filtered_dataset", wait_until="networkidle")
+    link = page.locator("a[href^='http://127.0.0.1'][href$='page.html']").first  # the first click
+    link.wait_for()
+    page.goto(link.get_attribute("href").replace("http://127.0.0.1:3001", ui.pages), wait_until="networkidle")
+    page.locator("a[href^='/browse/'][href$='/below_cut']").click()
+    page.locator(".gallery a img").first.wait_for()
+    wanted = page.locator(".gallery li").nth(7).get_attribute("data-pair")
+    page.locator(".gallery a").nth(7).click()
+    assert page.url.endswith(wanted)
+    assert page.locator(".gallery img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    assert "a lower reward than the last kept pair" in page.inner_text("body")
+
+
 def test_every_page_of_the_store_opens_and_asks_nothing_of_the_network(ui, page):
     outside: list[str] = []
     page.on(
@@ -112,8 +126,8 @@ def test_every_page_of_the_store_opens_and_asks_nothing_of_the_network(ui, page)
     )
     page.goto(ui.pages, wait_until="networkidle")
     links = [link.get_attribute("href") for link in page.locator("a").all()]
-    wanted = [link for link in links if link and link.endswith("page.html")]
-    assert len(wanted) >= 5, links
+    wanted = [link for link in links if link and link.endswith(".html")]
+    assert len(wanted) >= 7, links
     for link in wanted:
         response = page.goto(link if link.startswith("http") else f"{ui.pages}/{link.lstrip('/')}")
         assert response.status == 200, link

@@ -36,7 +36,9 @@ def test_what_is_published_is_found_again_with_everything_it_was_told(store):
     assert found.has_view("page.html")
     assert not found.has_view("rows.bin")
     assert found.fetch("rows.bin").read_bytes() == b"rows"
-    assert found.as_input() == Input("table", "table/batch-00001/k1/manifest.json", made.data_version, "batch-00001")
+    digest = digest_bytes(store.read(found.manifest_key))
+    assert found.as_input() == Input("table", found.manifest_key, made.data_version, "batch-00001", digest)
+    assert found.manifest_key == "table/batch-00001/k1/manifest.json"
     assert artifacts.load(store, found.manifest_key) == found
 
 

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from compalign_dagster import images
+from compalign_dagster.errors import CompalignError
 from compalign_dagster.images import MAX_PIXELS, ImageFacts, ImageRejected, _opened, decode, inspect
 from tests.support.shard_builder import picture, png_bomb
 
@@ -221,3 +223,39 @@ def test_a_hostile_image_is_refused_without_a_warning_of_its_own(tmp_path):
     ran = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
     assert "image_too_large" in ran.stderr
     assert "DecompressionBombWarning" not in ran.stderr
+
+
+STARVED = [MemoryError(), OSError("out of memory error when reading image file")]
+
+
+def without_memory(monkeypatch, error):
+    """Pillow from here on, as where the machine has no memory to load an image."""
+
+    def load(image):
+        raise error
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+
+
+@pytest.mark.parametrize("error", STARVED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("read", [decode, inspect])
+def test_a_lack_of_memory_is_no_fault_of_the_image(monkeypatch, read, error):
+    without_memory(monkeypatch, error)
+    with pytest.raises(CompalignError, match=r"image of \d+ bytes: expected memory to decode it"):
+        read(picture(1))
+
+
+def test_a_lack_of_memory_while_metadata_is_read_turns_no_image_upright_by_chance(monkeypatch):
+    def getexif(image):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "getexif", getexif)
+    with pytest.raises(CompalignError, match="expected memory to decode it"):
+        decode(picture(1))
+
+
+def test_the_planted_bug_of_taking_it_for_a_broken_image_turns_this_red(monkeypatch):
+    without_memory(monkeypatch, MemoryError())
+    monkeypatch.setattr(images, "no_memory", lambda data: images._undecodable(data, MemoryError()))
+    with pytest.raises(ImageRejected, match="image_undecodable"):
+        decode(picture(1))

@@ -218,3 +218,51 @@ def test_a_store_opened_by_a_relative_path_stays_there_when_the_process_moves(tm
     store = LocalStore(Path("here"))
     monkeypatch.chdir("/")
     assert store.root == tmp_path / "here"
+
+
+def test_a_deleted_object_is_gone_its_key_is_free_and_deleting_nothing_is_no_error(store):
+    store.put_new("a/b", b"1")
+    store.put_new("a/c", b"2")
+    store.delete("a/b")
+    assert not store.exists("a/b")
+    assert keys(store) == ["a/c"]
+    for nothing in ("a/b", "a", "x/y/z"):
+        store.delete(nothing)
+    assert keys(store) == ["a/c"]
+    assert store.put_new("a/b", b"again")
+    assert store.read("a/b") == b"again"
+
+
+def test_deleting_takes_the_hidden_name_of_a_killed_writer_along(store):
+    store.put_new("a/b", b"a caption that has to go")
+    store.put_new("a/c", b"stays")
+    os.link(store.path("a/b"), store.root / "a" / ".killed.part")
+    (store.root / "a" / ".other.part").write_bytes(b"somebody writes this")
+    store.delete("a/b")
+    assert sorted(path.name for path in (store.root / "a").iterdir()) == [".other.part", "c"]
+
+
+@pytest.mark.parametrize("key", ["", "../out", "/etc/passwd", "a//b", "a/../b"])
+def test_a_key_that_leaves_the_store_is_not_deleted(store, key):
+    with pytest.raises(InputError, match="climbs"):
+        store.delete(key)
+
+
+def test_an_object_is_replaced_whole_and_loses_its_hidden_name(store):
+    store.put_new("a/b", b"a caption that has to go")
+    os.link(store.path("a/b"), store.root / "a" / ".killed.part")
+    store.replace("a/b", b"", stamp=store.stat("a/b").stamp)
+    assert store.read("a/b") == b""
+    assert [path.name for path in (store.root / "a").iterdir()] == ["b"]
+
+
+def test_an_object_that_somebody_changed_is_not_replaced(store):
+    store.put_new("a/b", b"1")
+    stamp = store.stat("a/b").stamp
+    store.path("a/b").write_bytes(b"changed meanwhile")
+    with pytest.raises(ObjectChangedError):
+        store.replace("a/b", b"2", stamp=stamp)
+    assert store.read("a/b") == b"changed meanwhile"
+    assert [path.name for path in (store.root / "a").iterdir()] == ["b"]
+    with pytest.raises(ObjectMissingError):
+        store.replace("a/c", b"2", stamp=stamp)

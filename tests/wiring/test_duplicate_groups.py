@@ -33,6 +33,7 @@ def index(storage, tmp_path, shard):
     return {
         "shard": shard, "batch": "b1", "scores_key": "-", "work_key": "-", "data_version": "-",
         "pairs_key": f"indexed/{shard}", "index_version": digest_json(rows), "pairs": 2, "scored": 2, "quarantined": 0,
+        "rejected": 0,
     }  # fmt: skip
 
 

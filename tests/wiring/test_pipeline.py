@@ -5,7 +5,7 @@ import pytest
 from compalign_dagster import decisions, latest, parquet
 from compalign_dagster.crawl.batches import read_log
 from compalign_dagster.selection import current
-from tests.support.pipeline import BATCH, Pipeline, metadata_of, small_pipeline
+from tests.support.pipeline import BATCH, Pipeline, kept_pairs, metadata_of, small_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_kept_images_are_read_from_the_original_tars_and_reshard_to_the_same_byt
     result = filtered.run("refilter", reshard=True)
     assert result.success
     dataset = latest.require(filtered.store, "filtered_dataset")
-    kept = parquet.read(dataset.fetch("kept.parquet")).to_pylist()
+    kept = kept_pairs(dataset)
     digests = {}
     for shard in {row["shard"] for row in kept}:
         index = [
@@ -128,7 +128,7 @@ def test_a_removed_shard_leaves_the_dataset_and_the_run_history_stays_green(filt
     filtered.score_and_filter("batch-00003")
     dataset = latest.require(filtered.store, "filtered_dataset")
     assert dataset.facts["pairs"] == before - gone
-    assert "sample/90000.tar" not in parquet.read(dataset.fetch("kept.parquet"))["shard"].to_pylist()
+    assert "sample/90000.tar" not in {row["shard"] for row in kept_pairs(dataset)}
 
 
 def test_the_report_compares_the_reward_with_people_and_the_training_sets(filtered):

@@ -1,7 +1,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from compalign_dagster import parquet
@@ -9,32 +8,25 @@ from compalign_dagster.annotation.tables import CAPTIONS, COMPARISONS, IMAGES
 from compalign_dagster.crawl.index import concat, index_shard
 from compalign_dagster.crawl.shards import find_shards
 from compalign_dagster.evaluation.downstream import DownstreamConfig
-from compalign_dagster.evaluation.report import Filtered, Judged, evaluate
+from compalign_dagster.evaluation.report import Filtered, Judged, crawl_table, evaluate
 from compalign_dagster.samples.crawl import write_sample_crawl
-from compalign_dagster.scoring.tables import SCORES
-from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection import blocks
+from tests.support.small_version import small_store
 
 CONFIG = DownstreamConfig(steps=3, batch=8, seeds=(0, 1), image_px=32)
 
 
 @pytest.fixture(scope="module")
-def crawl(tmp_path_factory):
+def small(tmp_path_factory):
+    return small_store(tmp_path_factory.mktemp("small"), batches=1, pairs=30)
+
+
+@pytest.fixture(scope="module")
+def crawl(small, tmp_path_factory):
     out = tmp_path_factory.mktemp("crawl")
-    write_sample_crawl(out, seed=3, pairs=60, judged_images=4, evaluation_pairs=12, shard_pairs=30)
-    shards = find_shards([str(out / "landing")])
-    pairs = concat(index_shard(shard) for shard in shards).pairs
-    generator = np.random.default_rng(0)
-    rows = [
-        {**row, "reward": float(generator.normal()), "model_version": "m", "cosine": float(generator.normal())}
-        for row in pairs.to_pylist()
-    ]
-    scores = parquet.from_rows([{name: row.get(name) for name in SCORES.names} for row in rows], SCORES)
-    filtered = Filtered(
-        [parquet.write(scores, out / "scores.parquet")],
-        [parquet.write(pairs, out / "pairs.parquet")],
-        Policy(keep_fraction="0.5"),
-        {shard.name: shard for shard in shards},
-    )
+    write_sample_crawl(out, seed=3, pairs=4, judged_images=4, evaluation_pairs=12, shard_pairs=30)
+    shards = find_shards([str(small.home / "landing")])
+    filtered = Filtered(small.filter(keep_fraction="0.5"), {shard.name: shard for shard in shards})
     return filtered, find_shards([str(out / "evaluation")])
 
 
@@ -98,3 +90,16 @@ def test_only_judgements_of_test_images_count(crawl):
     report = evaluate(filtered, judged(["j1"], split="train"), evaluation, CONFIG)
     assert report["judged"]["comparisons"] == 0
     assert report["agreement"]["reward"]["preference_accuracy"]["n"] == 0
+
+
+def test_pairs_on_the_block_list_are_in_no_training_set(small):
+    version = small.filter(keep_fraction="0.5", move=False)
+    table = crawl_table(version)
+    assert table.height == version.facts["pairs"] - version.facts["quarantined"]
+    assert table["kept"].sum() == version.facts["kept"]
+    assert table["cosine"].null_count() == table["caption"].null_count() == table["image_sha256"].null_count() == 0
+    gone = table["pair_id"][0]
+    blocks.add(small.store, [blocks.entry("pair_id", gone, request="r1")])
+    after = small.filter(keep_fraction="0.5", move=False)
+    assert after.facts["dropped_by_reason"]["takedown"] == table.filter(pair_id=gone).height
+    assert gone not in crawl_table(after)["pair_id"]

@@ -4,8 +4,11 @@ import pytest
 
 from compalign_dagster import artifacts
 from compalign_dagster.artifacts import Input
-from compalign_dagster.lineage.chain import verify, walk
+from compalign_dagster.lineage import redo
+from compalign_dagster.lineage.chain import check, verify, walk
+from compalign_dagster.lineage.redaction import Change, record, redactions
 from compalign_dagster.store import LocalStore
+from compalign_dagster.versions import canonical_json, digest_bytes
 
 LANDED = Input("landed_shard", "/landing/sample/00000.tar", "tar 1")
 
@@ -97,14 +100,51 @@ def test_a_rewritten_manifest_does_not_hide_a_changed_file(store, chain):
     manifest["files"]["data.parquet"]["sha256"] = artifacts.digest_bytes(b"forged")
     store.path(ledger.file_key("data.parquet")).write_bytes(b"forged")
     store.path(ledger.manifest_key).write_text(json.dumps(manifest))
+    problems = verify(chain[0])
+    assert any("data version" in problem and ledger.manifest_key in problem for problem in problems)
+    assert all(ledger.path in problem for problem in problems)
+
+
+def test_a_manifest_that_was_edited_where_its_data_version_does_not_look_is_named(store, chain):
+    ledger = chain[1]
+    edited = ledger.manifest | {"facts": {"rows": 7}}
+    store.path(ledger.manifest_key).write_bytes(canonical_json(edited))
     (problem,) = verify(chain[0])
-    assert "data version" in problem
+    assert ledger.manifest_key in problem
+    assert "edited" in problem
+
+
+def test_a_manifest_of_another_shape_is_named_with_the_field(store, chain):
+    scores = chain[2]
+    broken = scores.manifest | {"files": {"data.parquet": {"sha256": "f" * 64, "bytes": "many"}}}
+    store.path(scores.manifest_key).write_bytes(canonical_json(broken))
+    problems = verify(chain[0])
+    assert any(scores.manifest_key in problem and "files.data.parquet.bytes" in problem for problem in problems)
+
+
+def test_a_file_that_a_recorded_takedown_rewrote_is_redacted_and_any_other_bytes_are_not(store, chain):
+    index = chain[4]
+    key = index.file_key("data.parquet")
+    change = Change(key, index.manifest["files"]["data.parquet"]["sha256"], digest_bytes(b"emptied"), rows=1)
+    record(store, [change], request="r-1")
+    store.path(key).write_bytes(b"emptied")
+    found = check(chain[0], redacted=redactions(store))
+    assert (found.faults, found.redacted) == ([], [key])
+    assert verify(chain[0]) == []
+    store.path(key).write_bytes(b"emptied twice")
+    (problem,) = verify(chain[0])
+    assert key in problem
+
+
+def test_decisions_of_a_release_without_lists_are_said_not_to_be_verifiable(chain):
+    (fault,) = redo.check(chain[0], check(chain[0])).faults
+    assert (fault.where, fault.field) == (chain[0].manifest_key, "code_version")
 
 
 def test_a_manifest_that_is_no_json_is_named(store, chain):
     store.path(chain[1].manifest_key).write_text("not json")
-    (problem,) = verify(chain[0])
-    assert "cannot be read" in problem
+    problems = verify(chain[0])
+    assert any(chain[1].manifest_key in problem and "cannot be read" in problem for problem in problems)
 
 
 def test_what_lies_outside_is_compared_only_on_request(chain):

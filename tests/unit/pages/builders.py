@@ -6,12 +6,13 @@ import io
 from PIL import Image, ImageDraw
 
 from compalign_dagster.pages.annotations import annotations_page
-from compalign_dagster.pages.cards import Card
+from compalign_dagster.pages.cards import Card, gallery
 from compalign_dagster.pages.crawl import crawl_page
 from compalign_dagster.pages.evaluation import eval_page
 from compalign_dagster.pages.evidence import NOT_MEASURED
-from compalign_dagster.pages.filtered import filtered_page
+from compalign_dagster.pages.filtered import Section, Shown, filtered_page
 from compalign_dagster.pages.index import index_page
+from compalign_dagster.pages.render import render
 from compalign_dagster.pages.reward import reward_page
 from compalign_dagster.pages.shadow import shadow_page
 
@@ -136,11 +137,39 @@ def filtered(text: str = "plain") -> bytes:
     facts = {
         "pairs": 10, "quarantined": 1, "kept": 3, "dropped": 6,
         "dropped_by_reason": {"below_cut": 5, text: 1},
-        "budgets": [{"budget": text, "fraction": "0.3", "n": 9, "k": 3, "cut": 0.5, "first_dropped": 0.4}],
+        "budgets": [
+            {"budget": text, "fraction": "0.3", "n": 9, "k": 3, "kept": 3, "short": False, "cut": 0.5,
+             "first_dropped": 0.4},
+            {"budget": "other", "fraction": None, "n": 0, "k": 0, "kept": 0, "short": False, "cut": None,
+             "first_dropped": None},
+        ],
         "corpora": {text: {"pairs": 5, "kept": 2}, "other": {"pairs": 5, "kept": 1}}, "model_version": text,
     }  # fmt: skip
     histogram = {"edges": [0.0, 0.5, 1.0], "kept": [0, 3], "dropped": [6, 0]}
-    return filtered_page(facts, histogram, {"kept": cards([text]), "below": cards([text])})
+    shown = [Shown(text, cards([text]), text, text)]
+    sections = [Section("kept", 3, shown, "/browse/a"), Section("below_cut", 5, shown), Section(text, 1, shown)]
+    return filtered_page(facts, histogram, sections, (text, text))
+
+
+@functools.cache
+def browse(text: str = "plain") -> bytes:
+    group = {"pairs": 60, "meaning": text, "ladder": [
+        {"link": "/browse/a", "pairs": 30, "reward": 3e38, "pair_id": ""},
+        {"link": "/browse/a", "pairs": 30, "reward": None, "pair_id": "a3"},
+    ]}  # fmt: skip
+    return render(
+        "browse.html", name=text, group=text, groups=[(text, 60, "/browse/a", text)], **group,
+        gallery=gallery(cards([text])), next="/browse/a", whole="/browse/a", command=text, sql=text,
+    )  # fmt: skip
+
+
+@functools.cache
+def pair(text: str = "plain") -> bytes:
+    row = {"decision": text, "meaning": text, "group": "/browse/a", "place": [(text, text)], "figures": [("url", text)]}
+    return render(
+        "pair.html", name=text, pair_id="ab" * 16, count=1, gallery=gallery(cards([text])), occurrences=[row],
+        command=text, sql=text,
+    )  # fmt: skip
 
 
 def report(reward: float = 0.7, cosine: float = 0.6, reward_r1: float = 0.2, random_r1: float = 0.1) -> dict:
@@ -197,4 +226,4 @@ def shadow(text: str = "plain") -> bytes:
     return shadow_page(facts, {"enters": cards([text]), "leaves": cards([text])})
 
 
-PAGES = [crawl, annotations, reward, filtered, evaluation, index, shadow]
+PAGES = [crawl, annotations, reward, filtered, browse, pair, evaluation, index, shadow]

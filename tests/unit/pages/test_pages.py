@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from compalign_dagster.pages.filtered import filtered_page
+from compalign_dagster.pages.filtered import Section, Shown, filtered_page, steps_of
 from tests.unit.pages import builders
 
+NOTHING = {"edges": [], "kept": [], "dropped": []}
 PAGES = pytest.mark.parametrize("page", builders.PAGES, ids=lambda page: page.__name__)
 _VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path", "rect"}
 
@@ -59,7 +60,7 @@ def test_page_asks_for_nothing_outside_itself(page):
         value for _, attributes in outline.elements for name, value in attributes.items()
         if name in ("src", "href", "xlink:href", "action", "srcset", "poster")
     ]  # fmt: skip
-    assert all(address.startswith(("data:", "#", "/a/page.html")) for address in addresses if address)
+    assert all(address.startswith(("data:", "#", "/a/page.html", "/browse/a")) for address in addresses if address)
     policy = outline.all("meta")[1]
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert "default-src 'none'" in (policy["content"] or "")
@@ -93,10 +94,13 @@ def test_plots_follow_the_colour_scheme(page):
         assert "<dc:date>" not in html
 
 
+def section(cards, views=1) -> Section:
+    return Section("kept", len(cards), [Shown("shown", cards, "command", "sql")] * views)
+
+
 def test_long_gallery_is_cut_and_says_so():
-    galleries = {"kept": builders.cards(["x" * 10_000], count=60)}
     facts = {"pairs": 60, "kept": 60, "dropped_by_reason": {}}
-    page = filtered_page(facts, {"edges": [], "kept": [], "dropped": []}, galleries)
+    page = filtered_page(facts, NOTHING, [section(builders.cards(["x" * 10_000], count=60))])
     outline = Outline(page)
     assert len(outline.all("img")) == 24
     assert "36 more are not shown" in outline.text
@@ -104,24 +108,29 @@ def test_long_gallery_is_cut_and_says_so():
     assert len(page) < 600_000
 
 
-def test_page_of_noisy_pictures_stays_bounded():
-    noisy = [builders.Card(builders.noise(), "noise") for _ in range(3)] * 8
-    names = ("best", "kept", "above", "below", "dropped", "worst")
+def test_page_of_noisy_pictures_in_every_group_stays_bounded():
+    noisy = [builders.Card(builders.noise(), "noise")] * 8
     facts = {"pairs": 24, "kept": 24, "dropped_by_reason": {}}
-    page = filtered_page(facts, {"edges": [], "kept": [], "dropped": []}, dict.fromkeys(names, noisy))
-    assert len(page) < 5_000_000
+    page = filtered_page(facts, NOTHING, [section(noisy, views=3)] * 13)
+    assert len(page) < 8_000_000
+
+
+def test_the_waterfall_follows_the_order_of_reasons_and_adds_up():
+    facts = {"pairs": 10, "kept": 3, "quarantined": 1, "dropped_by_reason": {"below_cut": 4, "takedown": 2}}
+    assert steps_of(facts) == [("pairs", 10), ("quarantined", 1), ("takedown", 2), ("below_cut", 4)]
+    assert "on the block list" in Outline(filtered_page(facts, NOTHING, [])).text
 
 
 def test_waterfall_that_does_not_add_up_is_refused():
     facts = {"pairs": 10, "kept": 3, "dropped_by_reason": {"below_cut": 6}}
     with pytest.raises(ValueError, match="does not end at 3"):
-        filtered_page(facts, {"edges": [], "kept": [], "dropped": []}, {})
+        filtered_page(facts, NOTHING, [])
 
 
 def test_undecodable_picture_is_named_and_costs_nothing_else():
     facts = {"pairs": 2, "kept": 2, "dropped_by_reason": {}}
     pair = [builders.Card(b"not an image", "first"), builders.Card(builders.picture(), "second")]
-    outline = Outline(filtered_page(facts, {"edges": [], "kept": [], "dropped": []}, {"kept": pair}))
+    outline = Outline(filtered_page(facts, NOTHING, [section(pair)]))
     assert "no picture" in outline.text
     assert "second" in outline.text
     assert len(outline.all("img")) == 1

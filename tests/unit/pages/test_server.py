@@ -73,6 +73,32 @@ def test_start_page_links_the_newest_pages_and_the_links_open(server):
     assert ask(server, path)[0].status == 200
 
 
+def drawn(path: str, query: str) -> bytes | None:
+    if path == "/browse/gone":
+        raise InputError("dataset gone", expected="one", found="none", remedy="Name another.")
+    return f"<p>{path} {query}".encode() if path.startswith("/browse") else None
+
+
+def test_a_page_that_is_drawn_when_asked_for_has_the_same_headers_as_others(server):
+    server.draw = drawn
+    answer, body = ask(server, "/browse/a/b?after=%5B1%5D")
+    assert (answer.status, body) == (200, b"<p>/browse/a/b after=%5B1%5D")
+    stored, _ = ask(server, "/" + server.artifact.file_key("page.html"))
+    assert stored.status == 200
+    same = ("Content-Type", "Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy", "Cache-Control")
+    assert [answer.headers[name] for name in same] == [stored.headers[name] for name in same]
+    answer, body = ask(server, "/browse/a", "HEAD")
+    assert (answer.status, body) == (200, b"")
+
+
+def test_a_drawn_page_that_is_not_there_says_what_is_missing_and_only_to_this_machine(server):
+    server.draw = drawn
+    answer, body = ask(server, "/browse/gone")
+    assert (answer.status, answer.headers["Content-Type"]) == (404, "text/plain; charset=utf-8")
+    assert b"Name another" in body
+    assert ask(server, "/browse/a", Host="evil.example")[0].status == 403
+
+
 @pytest.mark.parametrize(
     "path",
     [

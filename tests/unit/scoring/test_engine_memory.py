@@ -6,6 +6,8 @@ import torch
 
 from compalign_dagster.crawl.index import index_shard
 from compalign_dagster.errors import CompalignError
+from compalign_dagster.images import ImageRejected
+from compalign_dagster.scoring import engine
 from compalign_dagster.scoring.engine import Scorer, ScoringConfig, score_shard
 from compalign_dagster.scoring.forward import Forward, out_of_memory
 from compalign_dagster.scoring.tables import FIGURES
@@ -75,6 +77,27 @@ def test_the_smaller_batch_stays_for_the_shards_that_follow(shard, pairs):
 def test_where_not_even_one_pair_fits_the_error_names_the_shard_and_what_to_do(shard, pairs):
     with pytest.raises(CompalignError, match=r"web/00000\.tar.*CUDA out of memory.*Free memory"):
         score_shard(Narrow(0), "v", shard, pairs, ScoringConfig(batch_images=12))
+
+
+class Starved(Counting):
+    """No memory to prepare the third image, whoever takes it up."""
+
+    def prepare(self, image):
+        self.prepared = getattr(self, "prepared", 0) + 1
+        if self.prepared == 3:
+            raise MemoryError
+        return super().prepare(image)
+
+
+def test_a_lack_of_memory_beside_the_device_fails_the_shard_and_quarantines_nothing(shard, pairs):
+    with pytest.raises(CompalignError, match="expected memory to decode it"):
+        score_shard(Starved(), "v", shard, pairs, ScoringConfig(decoders=1))
+    assert len(score_shard(Counting(), "v", shard, pairs).quarantine) == 0, "run again, it has its rewards"
+
+
+def test_the_planted_bug_of_refusing_an_image_for_a_lack_of_memory_costs_its_pairs(shard, pairs, monkeypatch):
+    monkeypatch.setattr(engine, "no_memory", lambda data: ImageRejected("image_undecodable", "MemoryError"))
+    assert len(score_shard(Starved(), "v", shard, pairs, ScoringConfig(decoders=1)).quarantine) == 3
 
 
 def test_another_failure_is_not_taken_for_a_lack_of_memory(shard, pairs):

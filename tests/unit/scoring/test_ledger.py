@@ -16,6 +16,8 @@ def row(shard, batch, **changes):
         "pairs": 3,
         "scored": 2,
         "quarantined": 1,
+        "rejected": 0,
+        "rejected_key": None,
         **changes,
     }
 
@@ -44,8 +46,21 @@ def test_scores_of_superseded_bytes_do_not_count():
 
 
 def test_a_row_that_lost_a_pair_is_refused():
-    with pytest.raises(ConservationError, match="shard a in batch-1.*3 pairs.*2 \\+ 0"):
+    with pytest.raises(ConservationError, match="shard a in batch-1.*3 pairs.*2 \\+ 0 \\+ 0"):
         fold({"a": "batch-1"}, [row("a", "batch-1", quarantined=0)])
+
+
+def test_a_table_without_the_columns_of_a_cascade_has_turned_nothing_down():
+    old = {name: value for name, value in row("a", "batch-1").items() if not name.startswith("rejected")}
+    assert fold({"a": "batch-1"}, [old]).equals(fold({"a": "batch-1"}, [row("a", "batch-1")]))
+
+
+def test_pairs_that_a_cascade_turned_down_are_accounted_for():
+    live = {"a": "batch-1"}
+    turned_down = row("a", "batch-1", pairs=7, rejected=4, rejected_key="scored/a/rejected.parquet")
+    assert fold(live, [turned_down])["rejected"].to_pylist() == [4]
+    with pytest.raises(ConservationError, match="8 pairs.*2 \\+ 4 \\+ 1"):
+        fold(live, [{**turned_down, "pairs": 8}])
 
 
 def test_the_same_row_twice_is_one_and_two_sets_of_scores_are_refused():

@@ -1,5 +1,6 @@
 """How actors that die are replaced, without a cluster: a Ray whose actors do what a test says."""
 
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,28 @@ from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.on_ray import Actor
 from tests.support.scoring import REFERENCE, prepare, works_of
 from tests.unit.scoring.test_sharing import works
+
+
+class Hanging:
+    """Actors that load, take shards and never come further; each answers how far it is, at nothing."""
+
+    exceptions = SimpleNamespace(RayError=ZeroDivisionError)
+
+    def __init__(self) -> None:
+        self.killed = 0
+
+    def remote(self, _: type) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Remote(True)))
+
+    def wait(self, due: list["Call"], timeout: float) -> tuple[list["Call"], list["Call"]]:
+        time.sleep(0.01)
+        return [call for call in due if call.asked != "score"][:1], []
+
+    def get(self, call: "Call") -> Any:
+        return ([], None) if call.asked == "look" else "cpu, process 1 on here"
+
+    def kill(self, actor: "Remote") -> None:
+        self.killed += 1
 
 
 class Died(Exception):  # noqa: N818
@@ -85,6 +108,30 @@ def test_actors_may_die_as_long_as_shards_are_finished(monkeypatch):
 def test_actors_that_die_one_after_the_other_end_the_step():
     with pytest.raises(CompalignError, match="4 dead since a shard was finished, the last one: so it goes"):
         finished(Ray(loads=False), 2)
+
+
+def turned(crew: on_ray._Crew, turns: int) -> None:
+    for _ in range(turns):
+        list(crew.turn(lambda key, pairs: None))
+
+
+def test_an_actor_that_hangs_is_replaced_once_and_then_its_shard_is_named(monkeypatch):
+    monkeypatch.setattr(on_ray, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    ray = Hanging()
+    crew = on_ray._Crew(ray, works(1), ScoringConfig(), Needs(), 1, 0.1)
+    with pytest.raises(CompalignError, match=r"shard web/0\.tar: .* 2 of them without a pair"):
+        turned(crew, 500)
+    assert ray.killed == 2
+
+
+def test_the_planted_bug_of_taking_an_answer_for_progress_never_notices_it(monkeypatch):
+    monkeypatch.setattr(on_ray, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    crew = on_ray._Crew(Hanging(), works(1), ScoringConfig(), Needs(), 1, 0.1)
+    for _ in range(50):
+        turned(crew, 1)
+        for member in crew._members:
+            member.moved = time.monotonic()
+    assert crew.shares.unfinished == 1
 
 
 def test_what_an_actor_has_finished_is_told_once_and_is_not_what_it_is_at(tmp_path):

@@ -73,6 +73,26 @@ def test_a_shard_at_which_one_worker_after_the_other_dies_ends_the_run():
         shares.died("c", "worker c", "SIGKILL")
 
 
+def test_a_shard_at_which_a_worker_hangs_is_repeated_once_elsewhere_and_then_named(caplog):
+    shares = Shares(works(2), 1)
+    held = shares.give("a")
+    with caplog.at_level(logging.WARNING):
+        shares.hung("a", "worker a", 1800.0)
+    assert "worker a hung (1800 s without a pair) and was ended; its shards go to another" in caplog.text
+    assert shares.give("b") == held
+    with pytest.raises(
+        CompalignError, match=r"shard web/0\.tar: .*found 2 of them without a pair for 1800 s.*worker b"
+    ):
+        shares.hung("b", "worker b", 1800.0)
+
+
+def test_a_worker_that_hangs_with_nothing_in_its_hands_costs_no_shard_anything():
+    shares = Shares(works(1), 1)
+    for number in range(5):
+        shares.hung(number, f"worker {number}", 1.0)
+    assert len(shares.give("z")) == 1
+
+
 def test_errors_for_people_travel_between_processes_as_they_are():
     for error in (InputError("a", expected="b", found="c", remedy="D."),
                   ObjectMissingError("a", expected="b", found="c", remedy="D.")):  # fmt: skip

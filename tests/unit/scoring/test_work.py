@@ -1,9 +1,11 @@
+import time
 from dataclasses import replace
 
 import pytest
 
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.reward import folder as models
+from compalign_dagster.scoring import where
 from compalign_dagster.scoring import work as module
 from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.where import Where, score_works
@@ -116,6 +118,42 @@ def test_a_gpu_that_is_asked_for_and_not_there_fails_before_anything_is_loaded(h
 def test_an_unknown_engine_is_refused_by_name():
     with pytest.raises(InputError, match=r"expected one of here, devices, ray, found 'slurm'"):
         Where("slurm")
+
+
+class Distant(LocalStore):
+    """A store whose answers take a while; remembers how many were on their way at once."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.asked, self.most = 0, 0
+
+    def read(self, key):
+        self.asked += 1
+        self.most = max(self.most, self.asked)
+        time.sleep(0.05)
+        self.asked -= 1
+        return super().read(key)
+
+
+def looked_up(home):
+    """What is there of ten works of which two were scored, and how many questions were on their way at once."""
+    works = [replace(work, key=f"{at}" * 32) for at, work in enumerate(works_of(home)[:1] * 8)] + works_of(home)
+    places = module.Places(Distant(home / "store"), LocalStore(home / "landing"))
+    found = list(where._looked_up(works, places))
+    assert [work for work, _ in found] == works
+    return [artifact is not None for _, artifact in found], places.store.most
+
+
+def test_the_store_is_asked_ahead_for_what_was_scored_and_answers_are_in_the_order_of_the_works(home):
+    scored(home)
+    there, at_once = looked_up(home)
+    assert there == [False] * 8 + [True] * len(works_of(home))
+    assert at_once > 4
+
+
+def test_the_planted_bug_of_asking_one_work_after_the_other_is_seen(home, monkeypatch):
+    monkeypatch.setattr(where, "_LOOKS", 1)
+    assert looked_up(home)[1] == 1
 
 
 def test_pairs_that_were_scored_before_are_counted_at_once_so_that_they_are_in_no_rate(home):

@@ -1,16 +1,24 @@
+import hashlib
 import io
 import json
 import tarfile
 
+import polars as pl
 import pytest
 from PIL import Image
 
 from compalign_dagster import parquet
+from compalign_dagster.crawl.index import make_pair_id
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.errors import InputError
+from compalign_dagster.selection.pairs import PairChangedError
 from compalign_dagster.selection.resharding import reshard
 from compalign_dagster.selection.tables import KEPT
 from compalign_dagster.store import LocalStore
+
+
+def pair_id(image, caption):
+    return make_pair_id(hashlib.sha256(image).digest(), caption.encode())
 
 
 @pytest.fixture
@@ -31,9 +39,9 @@ def crawl(tmp_path):
     with tarfile.open(path) as tar:
         offsets = [member.offset_data for member in tar]
     rows = [
-        {"pair_id": f"{at}{index}", "shard": "sample/00000.tar", "key": f"{at:03d}", "caption_index": index,
-         "caption": f"caption {at} {index} <é>", "image_offset": offsets[at], "image_length": len(images[at]),
-         "corpus": "sample", "reward": 1.5}
+        {"pair_id": pair_id(images[at], f"caption {at} {index} <é>"), "shard": "sample/00000.tar", "key": f"{at:03d}",
+         "caption_index": index, "caption": f"caption {at} {index} <é>", "image_offset": offsets[at],
+         "image_length": len(images[at]), "corpus": "sample", "reward": 1.5}
         for at, index in ((0, 0), (0, 3), (2, 0))
     ]  # fmt: skip
     store = LocalStore(tmp_path / "landing")
@@ -51,7 +59,7 @@ def test_images_are_the_source_bytes_and_captions_stay_with_them(crawl, tmp_path
     assert members["000000001.webp"] == images[2]
     facts = json.loads(members["000000000.json"])
     assert facts["captions"] == ["caption 0 0 <é>", "caption 0 3 <é>"]
-    assert facts["pair_ids"] == ["00", "03"]
+    assert facts["pair_ids"] == [pair_id(images[0], caption) for caption in facts["captions"]]
     assert facts["source"] == {"shard": "sample/00000.tar", "key": "000"}
 
 
@@ -70,5 +78,33 @@ def test_a_shard_that_changed_or_is_missing_is_named(crawl, tmp_path):
     path = tmp_path / "landing/sample/00000.tar"
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(InputError, match=r"sample/00000\.tar"):
+        reshard(kept, shards, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_rows_may_come_in_pieces_that_part_an_image_and_only_one_is_asked_for_at_a_time(crawl, tmp_path, size):
+    kept, shards, _ = crawl
+    (whole,) = reshard(kept, shards, tmp_path / "whole")
+    frame, out = pl.DataFrame(pl.from_arrow(kept)), tmp_path / "pieces"
+    asked = []
+
+    def pieces():
+        for start in range(0, frame.height, size):
+            asked.append(start)
+            yield frame[start : start + size]
+
+    (made,) = reshard(pieces(), shards, out)
+    assert made.read_bytes() == whole.read_bytes()
+    assert asked == list(range(0, frame.height, size))
+
+
+def test_an_image_that_was_written_over_in_place_is_named_not_resharded(crawl, tmp_path):
+    kept, shards, _ = crawl
+    path = tmp_path / "landing/sample/00000.tar"
+    data = bytearray(path.read_bytes())
+    data[kept["image_offset"][0].as_py() + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PairChangedError, match=kept["pair_id"][0].as_py()):
         reshard(kept, shards, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))

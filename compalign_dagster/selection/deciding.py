@@ -1,0 +1,253 @@
+"""Making a version: every pair of the crawl decided on, with memory that follows one batch.
+
+What belongs here: which lists a decision takes, its cut in every budget, and publishing it. What does not:
+making a list (`ranked.py`), finding a cut among lists (`cut.py`), reading a version (`version.py`).
+"""
+
+import io
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster.artifacts import Artifact
+from compalign_dagster.selection import blocks, caps, ranked
+from compalign_dagster.selection.accounts import accounts
+from compalign_dagster.selection.cut import Cut, Segment, find_cut
+from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection.select import TIE_BREAK
+from compalign_dagster.selection.tables import CUTS, LISTS, SHARDS_USED
+from compalign_dagster.selection.version import TABLES, Version, frame_of
+from compalign_dagster.store import Store
+from compalign_dagster.versions import canonical_json, work_key
+
+KIND = "filtered_dataset"
+CODE_VERSION = 2
+
+_SIGNALS, _GROUPS = "caption_signals", "duplicate_groups"
+
+
+def key_of(
+    store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy, config: Mapping[str, Any] | None = None
+) -> str:
+    """The work key of the version that a policy makes of ledger `rows`, known before the work.
+
+    `config` is what else changes the artifact's bytes.
+    """
+    return key_with(_others(store, rows, policy), rows, policy, config or {})
+
+
+def key_with(
+    others: Mapping[str, Artifact], rows: Sequence[Mapping[str, Any]], policy: Policy, config: Mapping[str, Any]
+) -> str:
+    """`key_of`, given what else a decision reads, by name: `block_list`, `caption_signals/<batch>`, ..."""
+    return work_key(
+        KIND,
+        code_version=CODE_VERSION,
+        inputs=[
+            sorted([row["shard"], row["batch"], row["index_version"], row["data_version"]] for row in rows),
+            {name: artifact.data_version for name, artifact in others.items()},
+        ],
+        config={"policy": policy.model_dump(mode="json"), **config},
+    )
+
+
+def decide(store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy) -> Version:
+    """Decide on every pair of the scored shards that the ledger `rows` name, all of one model.
+
+    Publishes the ranked lists that are not there yet; memory follows one batch, and the rows around the cut.
+    """
+    others = _others(store, rows, policy)
+    lists, reused = _lists(store, rows, policy, others)
+    made = {"lists": {"made": len(lists) - reused, "reused": reused}}
+    inputs = [*(artifact.as_input() for artifact in lists.values()), *(item.as_input() for item in others.values())]
+    decided = decide_on(store, rows, policy, lists, others.get(_GROUPS))
+    return replace(decided, facts={**decided.facts, **made}, inputs=inputs)
+
+
+def decide_on(
+    store: Store,
+    rows: Sequence[Mapping[str, Any]],
+    policy: Policy,
+    lists: Mapping[str, Artifact],
+    groups: Artifact | None,
+) -> Version:
+    """The decision on ranked lists that are there, by batch, and duplicate groups; publishes nothing."""
+    taken_away = caps.capped(lists, policy, groups)
+    segments = [
+        {**segment, "batch": batch, "budget": policy.budget_of(segment["corpus"])}
+        for batch, artifact in lists.items()
+        for segment in artifact.facts["segments"]
+    ]
+    cuts = {}
+    for budget in sorted({segment["budget"] for segment in segments}):
+        of = [segment for segment in segments if segment["budget"] == budget]
+        k = policy.count_of(budget, sum(segment["rows"] for segment in of))
+        cuts[budget] = (k, find_cut(_segments(lists, of, taken_away), k))
+        for segment, taken in zip(of, cuts[budget][1].taken, strict=True):
+            segment["taken"] = taken
+    listed = _listed(lists, segments, taken_away)
+    table = _cuts(policy, segments, cuts)
+    facts = accounts(lists, listed, table, taken_away, policy)
+    return Version(store, policy, listed, table, taken_away, _shards_used(rows), facts)
+
+
+def publish(
+    version: Version,
+    ledger: Artifact,
+    key: str,
+    *,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    files: Mapping[str, bytes | Path] | None = None,
+    views: Mapping[str, bytes] | None = None,
+) -> Artifact:
+    """Publish a decided version under its work key; `config`, `facts`, `files` and `views` are added to its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        tables = {
+            f"{name}.parquet": parquet.write(
+                ranked.as_table(getattr(version, name), schema), Path(folder, f"{name}.parquet")
+            )
+            for name, schema in TABLES.items()
+        }
+        policy = version.policy.model_dump(mode="json")
+        return artifacts.publish(
+            version.store,
+            KIND,
+            key,
+            {**tables, "policy.json": canonical_json(policy), **(files or {})},
+            code_version=CODE_VERSION,
+            inputs=[ledger.as_input(), *version.inputs],
+            config={"policy": policy, **config},
+            facts={**version.facts, **facts},
+            views=views,
+        )
+
+
+def _others(store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Artifact]:
+    """What a decision reads besides the ledger's scores: the block list, signals by batch, duplicate groups."""
+    found: dict[str, Artifact | None] = {blocks.KIND: blocks.in_force(store)}
+    if policy.languages:
+        for batch in sorted({row["batch"] for row in rows}):
+            found[f"{_SIGNALS}/{batch}"] = latest.latest(store, _SIGNALS, batch)
+    if caps.needs_groups(policy):
+        found[_GROUPS] = groups_of(store, rows)
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def groups_of(store: Store, rows: Sequence[Mapping[str, Any]]) -> Artifact | None:
+    """The newest duplicate groups, if they were made of exactly these shards."""
+    groups = latest.latest(store, _GROUPS)
+    ledger = artifacts.load(store, groups.inputs[0].key) if groups else None
+    if ledger is None:
+        return None
+    made_of = parquet.read(ledger.fetch("ledger.parquet"), ["shard", "index_version"]).to_pylist()
+    theirs = {(row["shard"], row["index_version"]) for row in made_of}
+    return groups if theirs == {(row["shard"], row["index_version"]) for row in rows} else None
+
+
+def _lists(
+    store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy, others: Mapping[str, Artifact]
+) -> tuple[dict[str, Artifact], int]:
+    """The ranked list of each batch, sorted by batch, and how many were there already."""
+    by_batch: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_batch[row["batch"]].append(row)
+    blocked = blocks.entries(others.get(blocks.KIND))
+    lists, reused = {}, 0
+    for batch in sorted(by_batch):
+        indexes = (io.BytesIO(store.read(row["pairs_key"])) for row in by_batch[batch])
+        lists[batch], was_there = ranked.publish_list(
+            store,
+            batch,
+            by_batch[batch],
+            policy.rules(),
+            blocked=blocks.matches(list(indexes), blocked) if blocked.num_rows else None,
+            signals=others.get(f"{_SIGNALS}/{batch}"),
+        )
+        reused += was_there
+    return lists, reused
+
+
+def _segments(
+    lists: Mapping[str, Artifact], of: Sequence[Mapping[str, Any]], taken_away: pl.DataFrame
+) -> list[Segment]:
+    """Of a histogram stay 8 bytes for each bin; one batch's is read at a time."""
+    rows_of = {
+        batch: part["row"].to_numpy() for (batch,), part in taken_away.partition_by("batch", as_dict=True).items()
+    }
+    found = []
+    for batch, segments in groupby(of, key=itemgetter("batch")):
+        histogram = frame_of(lists[batch], "histogram.parquet", ["corpus", "bin", "pairs"])
+        bins = histogram.partition_by("corpus", as_dict=True, maintain_order=True)  # in the list's order
+        rows = rows_of.get(batch, np.empty(0, np.int64))
+        for segment in segments:
+            part = bins.get((segment["corpus"],), histogram.clear())
+            inside = (rows >= segment["start"]) & (rows < segment["start"] + segment["eligible"])
+            found.append(
+                Segment(
+                    lists[batch],
+                    segment["start"],
+                    segment["eligible"],
+                    part["bin"].to_numpy(),
+                    part["pairs"].to_numpy().astype(np.uint32),
+                    np.sort(rows[inside]),
+                )
+            )
+    return found
+
+
+def _listed(
+    lists: Mapping[str, Artifact], segments: Sequence[Mapping[str, Any]], taken_away: pl.DataFrame
+) -> pl.DataFrame:
+    rows = []
+    for segment in segments:
+        end = segment["start"] + segment["taken"]
+        capped = taken_away.filter(
+            pl.col("batch") == segment["batch"], pl.col("row").is_between(segment["start"], end - 1)
+        )
+        artifact = lists[segment["batch"]]
+        rows.append(
+            {
+                **segment,
+                "list_key": artifact.manifest_key,
+                "list_version": artifact.data_version,
+                "kept": segment["taken"] - capped.height,
+            }
+        )
+    return pl.DataFrame(pl.from_arrow(parquet.from_rows(rows, LISTS))).sort("batch", "start")
+
+
+def _cuts(policy: Policy, segments: Sequence[Mapping[str, Any]], cuts: Mapping[str, tuple[int, Cut]]) -> pl.DataFrame:
+    rows = []
+    for budget, (k, cut) in cuts.items():
+        fraction = policy.fraction_of(budget)
+        last = dict(zip((f"last_{name}" for name in TIE_BREAK), cut.last[1:], strict=True)) if cut.last else {}
+        rows.append(
+            {
+                "budget": budget,
+                "fraction": None if fraction is None else format(fraction, "f"),
+                "n": sum(segment["rows"] for segment in segments if segment["budget"] == budget),
+                "k": k,
+                "kept": cut.kept,
+                "short": cut.kept < k,
+                "cut": -cut.last[0] if cut.last else None,
+                **last,
+                "first_dropped": cut.first_dropped,
+                "tied_at_cut": cut.tied,
+            }
+        )
+    return pl.DataFrame(pl.from_arrow(parquet.from_rows(rows, CUTS)))
+
+
+def _shards_used(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    table = parquet.from_rows([{name: row.get(name) for name in SHARDS_USED.names} for row in rows], SHARDS_USED)
+    return pl.DataFrame(pl.from_arrow(table)).sort("shard")

@@ -1,0 +1,100 @@
+import re
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from compalign_dagster.errors import InputError
+from compalign_dagster.lineage import impact, takedown
+from compalign_dagster.lineage.audit_db import build
+from compalign_dagster.lineage.impact import sql_of
+from compalign_dagster.reward.promoted import Reason
+from compalign_dagster.selection import versions
+from compalign_dagster.selection.blocks import entry
+from compalign_dagster.store import LocalStore
+from tests.support.small_version import HOSTS
+from tests.unit.lineage.test_takedown import the_pair
+
+PAGE = Path("docs/auditing.md").read_text()
+QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+WHY = Reason("an auditor", "because")
+
+
+@pytest.fixture(scope="module")
+def database(made, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit") / "audit.duckdb"
+    counts = build(made.store, out, versions.resolve(made.store, "current"))
+    with duckdb.connect(out, read_only=True) as connection:
+        yield connection, counts
+
+
+@pytest.mark.parametrize("at", range(len(QUERIES)))
+def test_every_documented_query_answers(database, at):
+    connection, _ = database
+    answer = connection.sql(QUERIES[at])
+    assert answer.columns
+    if "redactions" not in QUERIES[at] and "block_list" not in QUERIES[at]:
+        assert answer.fetchall()
+
+
+def test_the_database_says_what_the_version_says(database, made):
+    connection, counts = database
+    version = versions.resolve(made.store, "current")
+    expected = pl.concat([version.decided(batch, ["pair_id", "shard", "key"]) for batch in version.batches()])
+    found = connection.sql("select row, pair_id, shard, key, reason from decided").pl()
+    order = ["shard", "key", "row"]
+    assert found.select(expected.columns).sort(order).equals(expected.sort(order), null_equal=True)
+    assert counts["kept"] == version.facts["kept"]
+    assert counts["kept"] + counts["dropped"] == counts["decided"]
+    assert dict(connection.sql("select version, kept from versions").fetchall()) == {
+        item.name: item.artifact.facts["kept"] for item in versions.history(made.store)
+    }
+    assert connection.sql("select bool_and(live) from shards").fetchall() == [(True,)]
+    assert set(connection.sql("select labeler from judges").fetchall()) == {("ada",), ("grace",)}
+
+
+@pytest.mark.parametrize("kind", ["pair_id", "image_sha256", "url", "url_host", "image_near"])
+def test_the_sql_of_an_impact_gives_the_same_pairs(database, made, kind):
+    row = the_pair(made)
+    value = {"url_host": HOSTS[1], "image_near": row["image_phash"]}.get(kind) or row[kind]
+    one = entry(kind, value, request="r")
+    told = impact.of_entries(made.store, [one])
+    found = sorted(pair for (pair,) in database[0].sql(sql_of(one)).fetchall())
+    assert len(found) == told["pairs"] > 0
+    assert found[: impact.FIRST] == told["first_ids"]
+
+
+def test_the_sql_of_a_batch_and_of_a_labeler_answer(database, made):
+    connection, _ = database
+    for told in (impact.of_batch(made.store, "batch-00001"), impact.of_labeler(made.store, "ada")):
+        assert connection.sql(told["sql"]).fetchall()
+    told = impact.of_batch(made.store, "batch-00001")
+    assert len(connection.sql(told["sql"]).fetchall()) == told["pairs"]
+
+
+def test_a_store_without_a_version_or_a_batch_has_a_database_too(tmp_path):
+    counts = build(LocalStore(tmp_path / "store"), tmp_path / "deep" / "audit.duckdb")
+    assert counts["pairs"] == counts["versions"] == 0
+
+
+def test_a_database_that_exists_is_not_replaced(tmp_path):
+    out = tmp_path / "audit.duckdb"
+    out.write_bytes(b"mine")
+    with pytest.raises(InputError, match="new file"):
+        build(LocalStore(tmp_path / "store"), out)
+    assert out.read_bytes() == b"mine"
+
+
+def test_views_of_a_local_store_show_a_purge_at_once(small, tmp_path):
+    out = tmp_path / "audit.duckdb"
+    build(small.store, out, versions.resolve(small.store, "current"))
+    row = the_pair(small)
+    entries = [entry("url", row["url"], request="t")]
+    takedown.request(small.store, entries, WHY)
+    takedown.destroy(small.store, small.landing, entries, WHY)
+    with duckdb.connect(out, read_only=True) as connection:
+        assert connection.execute("select * from pairs where url = ?", [row["url"]]).fetchall() == []
+        found = connection.execute("select caption from pairs where pair_id = ?", [row["pair_id"]]).fetchall()
+        assert found == [("",)]
+    assert row["url"].encode() not in out.read_bytes()
