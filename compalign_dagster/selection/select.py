@@ -123,14 +123,18 @@ def _read(path: str, source: Path | BinaryIO, extra: Sequence[str]) -> pl.DataFr
         pl.col("pair_id", "shard", "key").cast(pl.String),
         pl.col("caption_index").cast(pl.Int32),
         corpus.cast(pl.String).alias("corpus"),
-        # float64 holds a float32 exactly, and adding 0 makes -0.0 and 0.0 the tie they are
-        (pl.col("reward").cast(pl.Float64) + 0.0).alias("reward"),
+        _without_minus_zero(pl.col("reward").cast(pl.Float64)),  # which holds a float32 exactly
         pl.col("model_version").cast(pl.String),
         *(pl.col(name) for name in extra),
     )
     table = frame.collect()
     _refuse_unrankable(path, table)
     return table
+
+
+def _without_minus_zero(value: pl.Expr) -> pl.Expr:
+    """-0.0 and 0.0 are one reward, so they are one value in files too."""
+    return pl.when(value == 0).then(pl.lit(0.0)).otherwise(value).alias("reward")
 
 
 def _corpus_of_shard() -> pl.Expr:
