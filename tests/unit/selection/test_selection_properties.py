@@ -213,8 +213,10 @@ def grouped(store: LocalStore, pairs: Sequence[Pair], rows: Sequence[dict[str, A
     parent = artifacts.publish(store, "score_ledger", "l", {"ledger.parquet": ledger}, **_NOTHING)
     entries = [{**_row(pair), "group_id": str(pair.content % 5)} for pair in pairs]
     entries = [{name: entry.get(name, 0) for name in DUPLICATES.names} for entry in entries]
-    unique = list({(entry["shard"], entry["key"]): entry for entry in entries}.values())
-    table = parquet.write(parquet.from_rows(unique, DUPLICATES), folder / "duplicates.parquet")
+    unique = {(entry["shard"], entry["key"]): entry for entry in entries}
+    table = parquet.write(
+        parquet.from_rows([unique[place] for place in sorted(unique)], DUPLICATES), folder / "duplicates.parquet"
+    )
     made = artifacts.publish(
         store, "duplicate_groups", "d", {"duplicates.parquet": table}, **_NOTHING | {"inputs": [parent.as_input()]}
     )
