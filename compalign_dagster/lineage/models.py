@@ -98,7 +98,7 @@ def judges(annotations: Artifact) -> dict[str, Any]:
     ranks = read_frame(annotations, "ranks.parquet")
     by_labeler = ranks.group_by("labeler").agg(pl.col("image_id").n_unique()).sort("labeler")
     return {
-        **{name: annotations.facts[name] for name in _SHOWN if name in annotations.facts},
+        **{name: annotations.facts.get(name) for name in _SHOWN},
         "images_by_labeler": dict(by_labeler.iter_rows()),
         "guidelines": sorted({text or "not recorded" for text in ranks["guideline"].to_list()}),
         "exports": [{"file": item.key, "sha256": item.data_version} for item in annotations.inputs],
