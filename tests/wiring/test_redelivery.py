@@ -6,8 +6,8 @@ import pytest
 
 from compalign_dagster import latest
 from compalign_dagster.crawl.batches import read_log
-from compalign_dagster.selection.version import Version
 from compalign_dagster.crawl.live import earliest_indexed, indexed_shards
+from compalign_dagster.selection.version import Version
 from compalign_dagster.settings import load
 from tests.support.pipeline import Pipeline, small_pipeline
 
