@@ -85,7 +85,9 @@ def _run(job: str, partition: str | None, tally: Tally) -> None:
                 _note(materialization.metadata, label, tally)
     for check in result.get_asset_check_evaluations():
         if not check.passed:
-            tally.failed_checks.append(f"{check.asset_key.to_user_string()}: {check.check_name}")
+            told = "warning" if check.severity == dg.AssetCheckSeverity.WARN else "check failed"
+            why = f": {check.description}" if check.description else ""
+            tally.failed_checks.append(f"{told}: {check.asset_key.to_user_string()}: {check.check_name}{why}")
     if not result.success:
         raise CompalignError(
             f"job {job}", expected="success", found="a failed run", remedy="Open the run in `compalign ui`."
@@ -122,9 +124,10 @@ def _report(settings: Settings, tally: Tally, seconds: float) -> None:
         click.echo(f"made {len(tally.made)} artifacts, reused {len(tally.reused)}, in {seconds:.0f} s")
     else:
         click.echo(f"nothing recomputed: all {len(tally.reused)} artifacts were up to date ({seconds:.0f} s)")
-    for name in tally.failed_checks:
-        click.echo(f"check failed: {name}")
+    for line in tally.failed_checks:
+        click.echo(line)
     click.echo(f"kept     {facts['kept']:,} of {facts['pairs']:,} pairs")
-    click.echo(f"dataset  {store.url}/{dataset.file_key('lists.parquet')}")
+    click.echo(f"dataset  {store.url}/{dataset.file_key('page.html')}")
     click.echo(f"report   {store.url}/{report.file_key('page.html')}")
+    click.echo("files    compalign export --out FOLDER")
     click.echo("next     make ui")

@@ -8,6 +8,7 @@ cannot be read at all, with one line on stderr that says which and why.
 """
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
@@ -112,6 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code. Errors a person can mend are one line on stderr."""
+    log = logging.getLogger("compalign_dagster")
+    handlers, level = log.handlers, log.level
+    try:
+        return _run(arguments)
+    finally:
+        log.handlers = handlers
+        log.setLevel(level)  # a verb's progress ends with it, whoever has called
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(arguments, prog_name=_NAME, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

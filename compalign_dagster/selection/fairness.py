@@ -44,7 +44,8 @@ def unequal(outcome: Outcome, least: float) -> list[Unequal]:
     here: a policy may give each a fraction of its own.
     """
     found = []
-    for dimension, rows in outcome.groups.partition_by("dimension", as_dict=True).items():
+    groups = outcome.groups.filter(pl.col("dimension") != "corpus")
+    for dimension, rows in groups.partition_by("dimension", as_dict=True).items():
         candidates, kept = int(rows["candidates"].sum()), int(rows["kept"].sum())
         if not candidates or not kept:
             continue

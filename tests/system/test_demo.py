@@ -12,10 +12,19 @@ from tests.support.processes import compalign
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 
 
-def test_the_demo_ends_in_a_report_and_a_dataset_that_can_be_opened(demo):
-    report = demo.path("report").read_text()
-    assert report.startswith("<!doctype html>")
-    assert sum(pq.read_table(demo.path("dataset"))["kept"].to_pylist()) > 1000
+def test_the_demo_ends_in_a_report_and_a_dataset_that_can_be_opened(demo, tmp_path):
+    for page in ("report", "dataset"):
+        assert demo.path(page).read_text().startswith("<!doctype html>")
+    assert "files    compalign export --out FOLDER" in demo.output
+    exported = compalign("export", "--out", tmp_path / "files", env=demo.env)
+    assert exported.returncode == 0, exported.stderr
+    assert pq.read_metadata(tmp_path / "files" / "kept.parquet").num_rows == 1200
+
+
+def test_a_warning_of_the_demo_is_called_one_and_says_what_was_found(demo):
+    assert "check failed" not in demo.output
+    told = [line for line in demo.output.splitlines() if line.startswith("warning: ")]
+    assert any("caption_length" in line and "candidates kept" in line for line in told), demo.output
 
 
 def test_the_run_history_is_in_the_instance(demo, monkeypatch):

@@ -33,3 +33,7 @@ def test_small_groups_and_the_rest_of_the_domains_tell_nothing():
 
 def test_nothing_kept_is_no_finding():
     assert unequal(outcome(("domain", "a", 10, 0)), 0.5) == []
+
+
+def test_a_corpus_is_no_group_because_a_policy_may_give_it_a_fraction_of_its_own():
+    assert unequal(outcome(("corpus", "a", 1000, 500), ("corpus", "b", 1000, 10)), 0.5) == []
