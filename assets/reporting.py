@@ -35,9 +35,6 @@ def materialized(
     facts: dict[str, Any] = {
         "reused": dg.MetadataValue.bool(reused),
         "dagster/uri": artifact.uri,
-        "work_key": artifact.work_key,
-        "inputs": dg.MetadataValue.json([entry.__dict__ for entry in artifact.inputs[:_INPUTS_SHOWN]]),
-        **({"inputs in all": len(artifact.inputs)} if len(artifact.inputs) > _INPUTS_SHOWN else {}),
         **(metadata or {}),
     }
     if rows is not None:
@@ -52,6 +49,10 @@ def materialized(
     for name in (PREVIEW, PLOT):
         if artifact.has_view(name):
             facts[name.partition(".")[0]] = picture(artifact.store.read(artifact.file_key(name)))
+    facts["work_key"] = artifact.work_key
+    facts["inputs"] = dg.MetadataValue.json([entry.__dict__ for entry in artifact.inputs[:_INPUTS_SHOWN]])
+    if len(artifact.inputs) > _INPUTS_SHOWN:
+        facts["inputs in all"] = len(artifact.inputs)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(artifact.data_version), metadata=facts, check_results=list(checks)
     )
