@@ -5,6 +5,7 @@ The list of pairs stands still while the reader moves the cut: what changes is w
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from compalign_dagster.pages import plots
@@ -17,7 +18,7 @@ from compalign_dagster.selection.hand import Hand
 from compalign_dagster.selection.margin import COUNT, STOP, margin, ranks_sql, rungs
 from compalign_dagster.selection.pairs import index_keys, with_captions
 from compalign_dagster.selection.version import Version
-from compalign_dagster.selection.whatif import FRACTIONS, OTHERS, curve, of_budget, what_if
+from compalign_dagster.selection.whatif import OTHERS, curve, of_budget, what_if
 from compalign_dagster.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ MARGINS = {
     "below": ("Just below the cut", "The first pairs that are not, best first."),
 }
 _GROUPS_SHOWN = 60
-_ONE_PASS = 5_000_000  # pairs; for more, fewer fractions are counted, each from histograms
+_ONE_PASS = 5_000_000  # pairs; of more, each fraction is counted from histograms
 _TITLES = {
     "corpus": "By corpus",
     "domain": "By domain",
@@ -59,9 +60,9 @@ def what_if_view(version: Version, landing: Store, name: str) -> bytes:
     """The page of a version called `name`, with the pictures that lie in `landing`."""
     hand = Hand(version)
     edge = margin(hand, version.policy)
-    tried = [of_budget(version.policy, edge.budget, fraction) for fraction in FRACTIONS]
+    tried = [of_budget(version.policy, edge.budget, Decimal(percent) / 100) for percent in range(0, 101, STOP)]
     small = version.facts["pairs"] <= _ONE_PASS
-    found = curve(hand, tried) if small else [what_if(hand, policy) for policy in tried[::STOP]]
+    found = curve(hand, tried) if small else [what_if(hand, policy) for policy in tried]
     steps = rungs(hand, version.policy, edge.budget)
     command = f"compalign what-if --dataset {name} --pairs"
     cards = {

@@ -20,7 +20,6 @@ from compalign_dagster.selection.policy import REST, Policy
 from compalign_dagster.selection.ranked import BIN_BITS, COARSE_BITS, ROW_GROUP_ROWS, bins, group_of
 from compalign_dagster.selection.version import Version, frame_of
 
-FRACTIONS = tuple(Decimal(at) / 100 for at in range(101))
 DIMENSIONS = ("domain", "caption_length", "resolution")
 OTHERS = "/others"
 """All domains but the largest; a slash is in no host's name."""
