@@ -40,7 +40,7 @@ def _limits(result: Mapping[str, Any]) -> list[str]:
     machine, made = result["machine"], result["generated"]
     refilter = result["refilter"]
     return [
-        f"Limits: one machine of {machine['cores']} cores that did other work meanwhile, so ratios and seconds are "
+        f"Limits: one machine of {machine['cores']} cores; ratios and seconds are "
         "CPU-seconds of all threads of a process; seconds on the clock stand beside them. Files were in the page "
         "cache as far as memory allows. Generated pairs: rewards of a normal distribution, random identifiers, "
         f"lists of {made['batch_pairs']:,} pairs in two corpora, one budget of 0.3. From "

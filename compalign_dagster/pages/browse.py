@@ -1,6 +1,6 @@
 """Pages drawn when somebody asks: all pairs of a group, fifty at a time, and one pair with its decision.
 
-A long list is reached by a ladder of places, so that any of half a million pairs of one reason is two steps away.
+A long list is reached by a ladder of places: any of 100 x 100 x 50 pairs of one reason is two steps away.
 What belongs here: addresses, and which pairs a page holds. What does not: the server (`server.py`), and which pairs a
 view holds (`selection.views`).
 """
