@@ -11,16 +11,18 @@ import dagster as dg
 from pydantic import Field
 
 from assets import keys
+from assets.checks import cascade
 from assets.checks import filtered_dataset as checks
 from assets.judged import crawl_shards
 from assets.reporting import claim, code, column_lineage, linked_counts, materialized
 from compalign_dagster import latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import CompalignError
+from compalign_dagster.lineage import takedown
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import current, deciding, policy_file
 from compalign_dagster.selection.deciding import CODE_VERSION
-from compalign_dagster.selection.in_force import PolicyInForce, adopt, in_force
+from compalign_dagster.selection.in_force import PolicyInForce, adopt, first_policy, in_force
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.tables import RANKED
 from compalign_dagster.selection.version import Version
@@ -70,6 +72,7 @@ class SelectionConfig(dg.Config):
             description="pairs = kept + dropped + quarantined; kept is exactly the policy's count; all rows.",
         ),
         *checks.SPECS,
+        cascade.SPEC,
     ],
 )
 def filtered_dataset(
@@ -103,7 +106,7 @@ def filtered_dataset(
             "current": dg.MetadataValue.bool(moved),
             "policy_version": policy.version,
         },
-        checks=results,
+        checks=[*results, cascade.changes_few_decisions(artifact)],
     )
 
 
@@ -153,8 +156,7 @@ def unaccounted(facts: Mapping[str, Any], policy: Policy) -> list[str]:
 
 def _policy(storage: Storage, settings: Settings, config: SelectionConfig) -> tuple[PolicyInForce, bool]:
     """The policy to apply, and whether this is a trial."""
-    first = Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus))
-    now = in_force(storage.store, first)
+    now = in_force(storage.store, first_policy(settings))
     tried = _tried(now.policy, config)
     if config.adopt and tried != now.policy:
         return adopt(storage.store, tried, Reason.given(None, config.why)), False
@@ -202,13 +204,15 @@ def publish_dataset(
 ) -> tuple[Artifact, bool]:
     """The dataset that a policy makes of a ledger."""
     store = storage.store
+    takedown.enforce(store)
     rows, coverage = _rows_in_force(ledger, settings)
     config = {"reshard": reshard, "coverage": coverage}
-    key = deciding.key_of(store, rows, policy.policy, config)
+    others = deciding.others_of(store, rows, policy.policy)
+    key = deciding.key_with(others, rows, policy.policy, config)
 
     def make() -> Artifact:
         log.info("filtered_dataset: deciding on %d shards", len(rows))
-        decided = deciding.decide(store, rows, policy.policy)
+        decided = deciding.decide(store, rows, policy.policy, others)
         if decided.lists.is_empty():
             raise CompalignError(
                 f"ledger {ledger.uri}",
@@ -231,7 +235,6 @@ def publish_dataset(
                 ledger,
                 key,
                 config=config,
-                facts=facts,
                 files=_reshard(storage, decided, Path(folder, "shards")) if reshard else {},
                 views=_views(storage, decided, key[:12]),
             )

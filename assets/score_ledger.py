@@ -64,7 +64,6 @@ def score_ledger(storage: Storage, settings: dg.ResourceParam[Settings]) -> dg.M
         checks=[
             checks.ledger_meets_expectations(artifact),
             checks.a_model_covers_the_live_crawl(artifact, settings),
-            checks.cascade_changes_few_decisions(artifact),
         ],
     )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -30,9 +30,6 @@ from compalign_dagster.store import Store
 from compalign_dagster.versions import work_key
 from resources.accelerator import Accelerator
 from resources.storage import Storage
-
-if TYPE_CHECKING:
-    from compalign_dagster.scoring.work import ShardWork
 
 KIND = keys.SCORED_SHARDS.to_user_string()
 BATCH_VERSION = 4  # of a batch's table; CODE_VERSION is that of the scores of a shard
@@ -74,12 +71,12 @@ def scored_shards(
     """
     pool = SCORING.dagster_pool()
     progress = observed(context, engine=accelerator.engine, pool=pool)
-    artifact, reused = score_batch(storage, accelerator, context.partition_key, progress)
+    artifact, reused, cascade = score_batch(storage, accelerator, context.partition_key, progress)
     facts, fast = artifact.facts, artifact.facts.get("speed", {})
     limit = context.instance.event_log_storage.get_concurrency_info(pool).limit if pool else None
     shown = {
         **{name: facts[name] for name in ("model_version", "shards", "pairs", "scored", "quarantined", "mean_reward")},
-        **_cascade_of(facts),
+        **_cascade_of(facts, cascade),
         "engine": fast.get("engine"),
         "pool": pool,
         "pool_limit": limit,
@@ -103,33 +100,37 @@ def scored_shards(
 
 def score_batch(
     storage: Storage, accelerator: Accelerator, batch: str, progress: Progress | None = None
-) -> tuple[Artifact, bool]:
-    """The published scores of a batch's live shards by the promoted model.
+) -> tuple[Artifact, bool, str]:
+    """The published scores of a batch's live shards by the promoted model, whether they were there, and which cascade.
 
-    Raises `InputError`, before anything else is looked at, for a device or a precision that is not there.
+    What was scored whole stays in use under a cascade: its rewards cost nothing more. Raises `InputError`, before
+    anything else is looked at, for a device or a precision that is not there.
     """
     config = accelerator.scoring_config()
     store = storage.store
     raw = latest.require(store, keys.RAW_CRAWL.to_user_string(), batch)
     model = promoted(store)
-    cascade, said = in_force.applied(store, model.facts["model_version"])
+    cascade, said, bound = in_force.applied(store, model.facts["model_version"])
     changes_bytes = {**accelerator.changes_bytes(), **(cascade.as_config() if cascade else {})}
     shards = indexed_shards(store, batch)
-    key = work_key(
-        KIND,
-        code_version=BATCH_VERSION,
-        inputs=[CODE_VERSION, model.facts["model_version"], [[shard.shard, shard.index_version] for shard in shards]],
-        config=changes_bytes,
-    )
+
+    def key_of(config: Mapping[str, Any]) -> str:
+        of = [CODE_VERSION, model.facts["model_version"], [[shard.shard, shard.index_version] for shard in shards]]
+        return work_key(KIND, code_version=BATCH_VERSION, inputs=of, config=config)
+
+    if cascade and artifacts.find(store, KIND, key_of(in_force.without(changes_bytes)), batch):
+        cascade, said = None, f"{said} is not applied: every pair of this batch was scored before"
+        changes_bytes = in_force.without(changes_bytes)
+    key = key_of(changes_bytes)
 
     def make() -> Artifact:
         scored, fast = _score_shards(storage, accelerator, config, changes_bytes, model, shards, progress)
         with tempfile.TemporaryDirectory() as folder:
             found = {"shards": parquet.from_rows([row for row, _ in scored], tables.LEDGER)}
             if cascade:
+                of = [item for _, item in scored if "audited.parquet" in item.names()]
                 found["audited"] = pa.concat_tables(
-                    [parquet.read(item.fetch("audited.parquet")) for _, item in scored]
-                    or [tables.AUDITED.empty_table()]
+                    [tables.AUDITED.empty_table(), *(parquet.read(item.fetch("audited.parquet")) for item in of)]
                 )
             return artifacts.publish(
                 store,
@@ -142,11 +143,11 @@ def score_batch(
                 code_version=BATCH_VERSION,
                 inputs=[raw.as_input(), model.as_input(), *(item.as_input() for _, item in scored)],
                 config=changes_bytes,
-                facts={**_facts(store, model, scored), "cascade": said, "speed": fast},
+                facts={**_facts(store, model, scored), **({"bound": bound} if cascade else {}), "speed": fast},
                 partition=batch,
             )
 
-    return latest.reuse_or_make(store, KIND, key, make, batch)
+    return *latest.reuse_or_make(store, KIND, key, make, batch), said
 
 
 def _score_shards(
@@ -169,7 +170,7 @@ def _score_shards(
     with closing(score_works(works, config, where, places=places, progress=progress)) as found:  # its workers end here
         for work, artifact, reused in found:
             shard = indexed[work.key]
-            scored.append((_row(shard, work, model, artifact), artifact))
+            scored.append((_row(shard, model, artifact), artifact))
             if not reused:
                 new.append(artifact.facts)
                 # Not at INFO: each would be an event of the run beside the engine's line for the shard.
@@ -178,13 +179,13 @@ def _score_shards(
     return sorted(scored, key=lambda item: item[0]["shard"]), {"engine": where.engine, **fast} if fast else {}
 
 
-def _row(shard: IndexedShard, work: "ShardWork", model: Artifact, artifact: Artifact) -> dict[str, Any]:
+def _row(shard: IndexedShard, model: Artifact, artifact: Artifact) -> dict[str, Any]:
     return {
         "shard": shard.shard,
         "batch": shard.batch,
         "model_version": model.facts["model_version"],
         "scores_key": artifact.file_key("scores.parquet"),
-        "work_key": work.key,
+        "work_key": artifact.work_key,
         "data_version": artifact.data_version,
         "pairs_key": shard.pairs_key,
         "index_version": shard.index_version,
@@ -209,13 +210,13 @@ def _facts(store: Store, model: Artifact, scored: list[tuple[dict, Artifact]]) -
     }
 
 
-def _cascade_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cascade did to a batch, or why there was none."""
+def _cascade_of(facts: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """Which cascade this run uses, or why none, and what it did to the batch."""
     turned_down = facts["rejected"] + facts["audited"]
     if not turned_down:
-        return {"cascade": facts["cascade"]}
+        return {"cascade": said}
     return {
-        "cascade": facts["cascade"],
+        "cascade": said,
         "cascade_passes": round(1 - turned_down / facts["pairs"], 4),
         "cascade_rejected": facts["rejected"],
         "cascade_audited": facts["audited"],

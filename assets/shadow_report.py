@@ -1,6 +1,5 @@
 """`shadow_report`: what the newest reward model would do to the crawl, before anyone promotes it."""
 
-import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -12,17 +11,15 @@ import pyarrow as pa
 from pydantic import Field
 
 from assets import keys
-from assets.needs import SCORING
+from assets.drawn import FRAME, scene, score_drawn
 from assets.reporting import PAGE, PLOT, PREVIEW, materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.crawl.live import IndexedShard, indexed_shards
-from compalign_dagster.crawl.shards import Shard, corpus_of
-from compalign_dagster.errors import CompalignError
+from compalign_dagster.crawl.live import IndexedShard
+from compalign_dagster.crawl.shards import corpus_of
 from compalign_dagster.reward import promoted
 from compalign_dagster.scoring import tables
 from compalign_dagster.scoring.shadow import CODE_VERSION
-from compalign_dagster.selection.in_force import in_force_or
 from compalign_dagster.selection.policy import REST, Policy
 from compalign_dagster.settings import Settings
 from compalign_dagster.versions import work_key
@@ -36,8 +33,6 @@ KIND = keys.SHADOW_REPORT.to_user_string()
 PAIRS = 2000
 _SHOWN = 24  # pictures of each gallery
 
-log = logging.getLogger(f"compalign_dagster.{__name__}")
-
 
 class Shadow(dg.Config):
     """Which model, and how much of the crawl it is tried on."""
@@ -49,12 +44,9 @@ class Shadow(dg.Config):
 @dg.asset(
     key=keys.SHADOW_REPORT,
     deps=[keys.REWARD_MODEL, keys.SCORE_LEDGER],
-    group_name=keys.REFEREE_GROUP,
-    owners=keys.OWNERS,
     kinds={"html", "parquet"},
     code_version=str(CODE_VERSION),
-    pool=SCORING.dagster_pool(),
-    op_tags=SCORING.k8s_op_tags(),
+    **FRAME,
 )
 def shadow_report(
     config: Shadow, storage: Storage, accelerator: Accelerator, settings: dg.ResourceParam[Settings]
@@ -92,16 +84,8 @@ def publish_shadow(
     store = storage.store
     now = promoted.in_force(store)
     other = promoted.promoted(store) if now else None
-    shards = indexed_shards(store)
-    if not shards:
-        raise CompalignError(
-            f"crawl in {store.url}",
-            expected="at least one indexed shard to draw a sample from",
-            found="none",
-            remedy="Land and index a batch first.",
-        )
+    shards, policy = scene(store, settings)
     scores = _scores_of(store, other)
-    policy = in_force_or(store, Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus)))
     choice = {
         **accelerator.changes_bytes(),
         "scoring": tables.CODE_VERSION,
@@ -216,29 +200,6 @@ def _fractions(policy: Policy, shards: list[IndexedShard]) -> dict[str, float]:
         fraction = policy.fraction_of(budget)
         found[budget] = float(fraction) if fraction is not None else policy.count_of(budget, n) / max(n, 1)
     return found
-
-
-def score_drawn(
-    storage: Storage, accelerator: Accelerator, model: Artifact, sample: "Sample", shards: list[IndexedShard]
-) -> Any:
-    """Rewards of a sample of the crawl by this model, as `scoring.shadow.score_sample`."""
-    from compalign_dagster.reward.folder import load_model
-    from compalign_dagster.scoring.engine import ScoringConfig
-    from compalign_dagster.scoring.shadow import score_sample
-
-    log.info(
-        "sample of the crawl: scoring %d pairs with model %s", len(sample.pairs), model.facts["model_version"][:12]
-    )
-    config = ScoringConfig(
-        precision=accelerator.precision,
-        image_pixels=accelerator.image_pixels,
-        device=accelerator.pick(),
-        batch_images=accelerator.batch_images,
-    )
-    landed = {item.shard: Shard(item.shard, storage.landing, item.shard, item.delivery.stamp) for item in shards}
-    with tempfile.TemporaryDirectory() as folder:
-        network = load_model(model.checkout(Path(folder, "model")), device=accelerator.pick())
-        return score_sample(network, model.facts["model_version"], sample, landed, config)
 
 
 def _views(storage: Storage, table: pa.Table, report: dict[str, Any]) -> dict[str, bytes]:

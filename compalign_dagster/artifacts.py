@@ -16,6 +16,7 @@ from typing import Any
 
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.store import Store
+from compalign_dagster.store.base import checked_parts
 from compalign_dagster.versions import canonical_json, digest_bytes, digest_file, digest_json
 
 SCHEMA_VERSION = 1
@@ -96,10 +97,11 @@ class Artifact:
     def checkout(self, folder: Path) -> Path:
         """Copy every data file under its own name into `folder`, for readers that want a folder.
 
-        Not through `fetch`, whose copies from a bucket stay until the process ends.
+        Not through `fetch`, whose copies from a bucket stay until the process ends. A name that would leave the
+        folder is refused: the manifest may be anybody's.
         """
         for name in self.names():
-            target = folder / name
+            target = folder.joinpath(*checked_parts(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             with self.store.open(self.file_key(name)) as stream, target.open("wb") as out:
                 shutil.copyfileobj(stream, out, 1 << 20)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from compalign_dagster.scoring.cascade import audit, keeps, plan, rejects, wrong_share
+from compalign_dagster.scoring.cascade import Drawn, audit, keeps, plan, rejects, wrong_share
 
 CHEAP = ("cosine", "itm", "label_free")
 FRACTIONS = (0.1, 0.3)
@@ -63,11 +63,11 @@ def _one(
     generator = np.random.default_rng(seed)
     rows = generator.permutation(len(reward))[:size]
     made = plan(cheap[rows], reward[rows], fraction, bound=bound)
-    rejected = rejects(cheap, made)
+    rejected = rejects(cheap, made.reject_below)
     count = round(fraction * len(reward))
     cut = float(reward[keeps(reward, rejected, count)].min())
     audited = generator.permutation(reward[rejected])[:AUDITED]
-    seen = audit(audited, cut, rejected=int(rejected.sum()), pairs=len(reward), bound=bound)
+    seen = audit([Drawn.of(audited, cut, int(rejected.sum()))], pairs=len(reward), bound=bound)
     return {
         "used": made.reject_below is not None,
         "passes": float((~rejected).mean()),

@@ -60,9 +60,10 @@ def land(store: LocalStore, number: int, pairs: int) -> dict[str, Any]:
 def filtered(store: LocalStore, rows: list[dict[str, Any]], ledger: Artifact) -> dict[str, Any]:
     """Seconds of deciding on these batches and publishing the version, and how many lists were made and re-used."""
     clock = Clock()
-    key = deciding.key_of(store, rows, _POLICY)
-    version = deciding.decide(store, rows, _POLICY)
-    deciding.publish(version, ledger, key, config={}, facts={})
+    others = deciding.others_of(store, rows, _POLICY)
+    key = deciding.key_with(others, rows, _POLICY, {})
+    version = deciding.decide(store, rows, _POLICY, others)
+    deciding.publish(version, ledger, key, config={})
     return {**clock.read(), **version.facts["lists"]}
 
 

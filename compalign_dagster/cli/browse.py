@@ -19,8 +19,9 @@ def command(dataset: str, group: str | None, order: str, limit: int, seed: int, 
     compalign browse
     compalign browse --reason below_cut --order nearest --limit 24
     """
-    from compalign_dagster.cli.terminal import aligned
+    from compalign_dagster.cli.terminal import tabbed
     from compalign_dagster.selection import views
+    from compalign_dagster.selection.place import parse_key
     from compalign_dagster.selection.select import TIE_BREAK
     from compalign_dagster.selection.versions import resolve
     from compalign_dagster.settings import load
@@ -32,7 +33,7 @@ def command(dataset: str, group: str | None, order: str, limit: int, seed: int, 
             if pairs := views.size(version, name):
                 click.echo(f"{name}\t{pairs}")
         return
-    place = None if after is None else views.parse_key(after)
+    place = None if after is None else parse_key(after)
     view = views.View(group, order, limit, seed, place)
     for row in views.rows(version, view).select(TIE_BREAK).iter_rows():
-        click.echo("\t".join(aligned(str(cell)) for cell in row))
+        click.echo(tabbed(row))

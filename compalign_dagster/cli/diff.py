@@ -96,12 +96,12 @@ def _show(a: "Version", b: "Version", found: "Diff") -> None:
 
 
 def _pairs(a: "Version", b: "Version", side: str, cause: str | None, limit: int) -> None:
-    from compalign_dagster.cli.terminal import aligned
+    from compalign_dagster.cli.terminal import tabbed
     from compalign_dagster.selection.diff import pairs
     from compalign_dagster.selection.select import TIE_BREAK
 
     for row in pairs(a, b, side, cause, limit).select(*TIE_BREAK, "reward", "cause").iter_rows():
-        click.echo("\t".join(aligned(str(cell)) for cell in row))
+        click.echo(tabbed(row))
 
 
 def _write(page: Path, a: "Version", b: "Version", found: "Diff", landing: "Store") -> None:

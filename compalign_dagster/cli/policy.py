@@ -107,13 +107,11 @@ def _store(settings: Settings) -> "Store":
 def _policy(settings: Settings, store: "Store", version: int | None) -> "PolicyInForce":
     """The policy of this number, or in force; the settings' where nobody has decided yet."""
     from compalign_dagster.selection import in_force
-    from compalign_dagster.selection.policy import Policy
 
     if version is not None:
         return in_force.numbered(store, version)
     made = in_force.history(store)
-    first = Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus))
-    return made[-1] if made else in_force.PolicyInForce(first, 0)
+    return made[-1] if made else in_force.PolicyInForce(in_force.first_policy(settings), 0)
 
 
 def _differences(now: "Policy", other: "Policy") -> None:

@@ -21,6 +21,8 @@ def command(
 ) -> int:
     r"""Seal a VERSION of the dataset: verify it, then sign what it is made of.
 
+    Landed shards and label exports of the profile are compared too; with --store they are not.
+
     The seal is a DSSE envelope with an in-toto Statement of the version's manifest, its files and its lists. A
     version in which `compalign verify` finds a fault is not sealed.
 
@@ -40,35 +42,29 @@ def command(
         return 0
     if key is None or out is None:
         raise click.UsageError("Give --key and --out, or --new-key to make a key.")
-    return _seal(version, key, out, store_url or load().store)
+    return _seal(version, key, out, store_url)
 
 
-def _seal(version: str, key: Path, out: Path, store_url: str) -> int:
-    from compalign_dagster.cli.verify import manifest_key
-    from compalign_dagster.errors import InputError
+def _seal(version: str, key: Path, out: Path, store_url: str | None) -> int:
+    from compalign_dagster.cli.terminal import aligned
+    from compalign_dagster.cli.verify import manifest_key, outside
     from compalign_dagster.lineage import keys, seal
-    from compalign_dagster.lineage.verify import verify_version
+    from compalign_dagster.lineage.verify import Wanted, verify_version
     from compalign_dagster.store import open_store
 
-    signer = keys.load_signer(key)
-    store = open_store(store_url)
-    report = verify_version(store, manifest_key(store, version))
+    signer, settings = keys.load_signer(key), load()
+    store = open_store(store_url or settings.store)
+    landing, labels = (None, None) if store_url else outside(settings)
+    report = verify_version(store, manifest_key(store, version), Wanted(landing=landing, labels=labels))
     if report.faults:
         for line in report.lines():
-            click.echo(line)
+            click.echo(aligned(line))
         click.echo("not sealed", err=True)
         return _FAULTY
     sealed = report.chain.artifacts[report.manifest_key]
     data = seal.sign(seal.statement(sealed, report.chain), signer)
-    try:
-        with out.open("xb") as stream:
-            stream.write(data)
-    except OSError as error:
-        raise InputError(
-            f"seal {out}",
-            expected="a new file in a folder that is there",
-            found=error.strerror or str(error),
-            remedy="Choose another name: a seal is never overwritten.",
-        ) from error
+    keys.write_new(out, data, "seal")
     click.echo(f"sealed {report.manifest_key} with key {signer.public_key.keyid}: {out}")
+    if landing is None:
+        click.echo("landed bytes were not looked at: without --store they are")
     return 0

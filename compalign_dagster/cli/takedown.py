@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from compalign_dagster.lineage.erase import Target
     from compalign_dagster.lineage.purge import Purged
     from compalign_dagster.settings import Settings
@@ -75,16 +77,14 @@ def command(
     else:
         asked = Reason.given(by, reason or "")
         told = takedown.request(store, entries, asked)
-        if purge and _agreed(store, entries, yes):
-            done, target = takedown.destroy(store, storage.landing, entries, asked)
+        found = takedown.doomed(store, entries) if purge else None
+        if found is not None and _agreed(found, yes):
+            done, target = takedown.destroy(store, storage.landing, entries, asked, found=found)
             told["purged"] = _purged(done, [*done.remaining, *_traces(settings, target)])
     click.echo(json.dumps(told, indent=2, sort_keys=True) if as_json else "\n".join(_lines(told, dry_run)))
 
 
-def _agreed(store: "Store", entries: list[Any], yes: bool) -> bool:
-    from compalign_dagster.lineage.takedown import doomed
-
-    found = doomed(store, entries)
+def _agreed(found: "pl.DataFrame", yes: bool) -> bool:
     what = f"{found['image_sha256'].n_unique():,} images with {found.height:,} captions"
     return yes or click.confirm(f"Destroy {what} for good?", err=True)
 

@@ -25,6 +25,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     )  # fmt: skip
 
 
+def tabbed(cells: Sequence[Any]) -> str:
+    """Cells between tabs, for other programs; nobody's text can add a cell."""
+    return "\t".join(aligned(str(cell)) for cell in cells)
+
+
 def figure(value: float | None, digits: int = 4) -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else f"{value:,.{digits}f}"

@@ -8,6 +8,7 @@ import click
 from compalign_dagster.settings import load
 
 if TYPE_CHECKING:
+    from compalign_dagster.settings import Settings
     from compalign_dagster.store import Store
 
 _FAULTY = 1
@@ -17,7 +18,10 @@ _SHARE = click.FloatRange(0, 1)
 @click.command("verify")
 @click.argument("version", default="current")
 @click.option("--store", "store_url", metavar="URL", help="Where the artifacts lie.  [default: the profile's store]")
-@click.option("--landing", "landing_url", metavar="URL", help="Where the landed shards lie.  [default: the profile's]")
+@click.option(
+    "--landing", "landing_url", metavar="URL",
+    help="Where the landed shards lie.  [default: the profile's; with --store not looked at]",
+)  # fmt: skip
 @click.option("--no-landing", is_flag=True, help="Take what the indexes say of landed shards as stated.")
 @click.option(
     "--sample", type=_SHARE, default=1.0, show_default=True, help="Share of batches whose decisions are made again."
@@ -56,6 +60,7 @@ def command(
     compalign verify --recompute 0.01                  # a hundredth of the pairs, from the landed tars
     compalign verify --seal release.dsse.json --trusted trusted.json
     """
+    from compalign_dagster.cli.terminal import aligned
     from compalign_dagster.compute import pick_device
     from compalign_dagster.lineage.keys import load_trusted, require_library
     from compalign_dagster.lineage.verify import Wanted, verify_version
@@ -65,6 +70,8 @@ def command(
         raise click.UsageError("--seal and --trusted go together: a seal proves something to who trusts its key.")
     if recompute and no_landing:
         raise click.UsageError("--recompute reads the landed shards: leave --no-landing out.")
+    if recompute and store_url and not landing_url:
+        raise click.UsageError("--recompute reads the landed shards: say with --landing where those of --store lie.")
     settings = load()
     keys = {}
     if trusted is not None:
@@ -74,12 +81,12 @@ def command(
         pick_device(device)
     store = open_store(store_url or settings.store)
     key = manifest_key(store, version)
-    landing = (
-        None if no_landing else _reachable(landing_url or settings.landing, required=bool(landing_url or recompute))
-    )
+    landing, labels = None, None
+    if not no_landing and (landing_url or not store_url):  # another store was not made from this profile's landing
+        landing, labels = outside(settings, landing_url)
     wanted = Wanted(
         landing=landing,
-        labels=None if no_landing or store_url else _reachable(settings.labels),
+        labels=None if store_url else labels,
         sample=sample,
         recompute=recompute,
         seed=seed,
@@ -89,7 +96,7 @@ def command(
     )
     report = verify_version(store, key, wanted)
     for line in report.lines():
-        click.echo(line)
+        click.echo(aligned(line))
     return _FAULTY if report.faults else 0
 
 
@@ -111,18 +118,18 @@ def manifest_key(store: "Store", name: str) -> str:
         ) from error
 
 
-def _reachable(url: str, *, required: bool = False) -> "Store | None":
-    """The store at a URL if anything lies there; None where nothing does and nothing must."""
-    from compalign_dagster.errors import CompalignError, InputError
+def outside(settings: "Settings", landing_url: str | None = None) -> "tuple[Store, Store]":
+    """Where landed shards and label exports lie. `InputError` where no shard lies: nothing would be compared."""
+    from compalign_dagster.errors import InputError
     from compalign_dagster.store import open_store
 
-    try:
-        store = open_store(url)
-        if next(iter(store.list()), None) is not None:
-            return store
-    except CompalignError:
-        if required:
-            raise
-    if required:
-        raise InputError(f"landing {url}", expected="landed shards", found="nothing", remedy="Check the address.")
-    return None
+    url = landing_url or settings.landing
+    landing = open_store(url)
+    if next(iter(landing.list()), None) is None:
+        raise InputError(
+            f"landing {url}",
+            expected="landed shards",
+            found="nothing",
+            remedy="Check the address, or take landed shards as stated: --no-landing.",
+        )
+    return landing, open_store(settings.labels)

@@ -148,7 +148,7 @@ def _tried(base: "Policy", fractions: Sequence[str], *, given: bool) -> list["Po
 
 
 def _pairs(hand: "Hand", policy: "Policy", side: str, as_json: bool) -> None:
-    from compalign_dagster.cli.terminal import aligned
+    from compalign_dagster.cli.terminal import tabbed
     from compalign_dagster.selection.margin import pairs
     from compalign_dagster.selection.select import TIE_BREAK
 
@@ -157,7 +157,7 @@ def _pairs(hand: "Hand", policy: "Policy", side: str, as_json: bool) -> None:
         click.echo(json.dumps(rows.to_dicts(), indent=2))
         return
     for row in rows.select(*TIE_BREAK, "reward", "kept_from").iter_rows():
-        click.echo("\t".join(aligned(str(cell)) for cell in row))
+        click.echo(tabbed(row))
 
 
 def _write(version: "Version", storage: "Storage", page: Path) -> None:

@@ -17,10 +17,10 @@ from compalign_dagster import decisions, latest, parquet
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.crawl.tables import PAIRS, QUARANTINE
 from compalign_dagster.errors import InputError
+from compalign_dagster.hosts import hosts_of
 from compalign_dagster.lineage import models, places
 from compalign_dagster.lineage.impact import quoted
-from compalign_dagster.lineage.redaction import DECISION as REDACTIONS
-from compalign_dagster.reward import promoted
+from compalign_dagster.lineage.pointers import DECIDED
 from compalign_dagster.scoring.tables import LEDGER, SCORES
 from compalign_dagster.selection import blocks, versions
 from compalign_dagster.selection.reasons import MEANING
@@ -31,8 +31,6 @@ from compalign_dagster.store import Store
 if TYPE_CHECKING:
     import duckdb
 
-DECIDED = ("batches", promoted.DECISION, "selection_policy", "current", "takedowns", REDACTIONS)
-_HOST = r"lower(regexp_extract(url, '^[A-Za-z][A-Za-z0-9+.-]*:[/\\]+(?:[^/\\?#]*@)?([^/\\?#:]*)', 1))"
 _TEXT = pa.string()
 
 
@@ -84,7 +82,22 @@ def _over_files(database: "duckdb.DuckDBPyConnection", store: Store, local: bool
     _view(database, store, "scores", SCORES, sorted(rows))
     if not local:
         _keep(database, ("pairs_files", "quarantine", "scores"))
-    database.execute(f"create view pairs as select *, {_HOST} as host from pairs_files")  # noqa: S608 - a constant
+    _hosts(database, store, among)
+    database.execute(
+        "create view pairs as select f.*, h.host from pairs_files f left join hosts h on h.url_sha256 = sha256(f.url)"
+    )
+
+
+def _hosts(database: "duckdb.DuckDBPyConnection", store: Store, among: Iterable[places.Delivery]) -> None:
+    """The host of every URL, as the block list compares it. Of a URL only the digest: no purge reaches this file."""
+    database.execute("create table hosts (url_sha256 varchar, host varchar)")
+    for item in among:
+        urls = places.index_of(store, item, ["url"])["url"].cast(pl.String).unique().drop_nulls()
+        database.register("incoming", pl.DataFrame({"url": urls, "host": hosts_of(urls)}).to_arrow())
+        database.execute("insert into hosts select sha256(url), host from incoming where host is not null")
+        database.unregister("incoming")
+    database.execute("create table distinct_hosts as select distinct * from hosts")
+    database.execute("drop table hosts; alter table distinct_hosts rename to hosts")
 
 
 def _view(

@@ -7,20 +7,22 @@ to know of one pair, and the event log of the orchestrator, which is never read.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+import pyarrow.parquet as pq
 
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.errors import CompalignError
-from compalign_dagster.lineage import manifests
+from compalign_dagster.lineage import erase, manifests
 from compalign_dagster.lineage.manifests import Fault
 from compalign_dagster.lineage.redaction import Redaction, redactions
-from compalign_dagster.store import Store
+from compalign_dagster.store import Store, seekable
 
 _MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 
-Outside = Callable[[Input], str | None]
+RESTORED = "a recorded takedown has emptied it, but it is again what it was: run that purge again"
 Redacted = Mapping[str, Redaction]  # by file key; of what lies outside the store, by URL
 
 log = logging.getLogger(__name__)
@@ -51,24 +53,21 @@ class Checked:
         return all(fault.where != key for fault in self.faults)
 
 
-def verify(artifact: Artifact, store: Store | None = None, *, outside: Outside | None = None) -> list[str]:
+def verify(artifact: Artifact, store: Store | None = None) -> list[str]:
     """What is wrong in the chain behind `artifact`, one sentence each; empty when all of it holds.
 
     As `check`, with the redactions that the store records.
     """
     store = store or artifact.store
-    return list(dict.fromkeys(str(fault) for fault in check(artifact, store, outside, redactions(store)).faults))
+    return list(dict.fromkeys(str(fault) for fault in check(artifact, store, redactions(store)).faults))
 
 
-def check(
-    artifact: Artifact, store: Store | None = None, outside: Outside | None = None, redacted: Redacted | None = None
-) -> Checked:
+def check(artifact: Artifact, store: Store | None = None, redacted: Redacted | None = None) -> Checked:
     """Every file and manifest behind `artifact`, compared with what the manifests say of it.
 
     Every file is read and compared with its manifest, every manifest with its data version, every input with
-    what its user says it used. What lies outside the store (landed shards, label exports) is read only by
-    `outside`, which returns the data version it has now, or None when it is gone; without it such inputs are
-    taken as stated. A file that a recorded takedown rewrote counts as redacted if it is what was left then.
+    what its user says it used. What lies outside the store (landed shards, label exports) is taken as stated, and
+    `landed.py` reads it. A file that a recorded takedown rewrote counts as redacted if it is what was left then.
     """
     store = store or artifact.store
     found = Checked()
@@ -86,27 +85,9 @@ def check(
                 waiting += _taken_in(store, key, found)
             found.faults += _faults_of_link(Link(target.manifest_key, source, found.artifacts.get(key)))
     found.outside = list(dict.fromkeys(found.outside))
-    if outside:
-        for source in found.outside:
-            _check_outside(source, outside(source), redacted or {}, found)
     found.faults = list(dict.fromkeys(found.faults))
     log.info("lineage: %d artifacts, %d links, %d faults", len(found.artifacts), found.links, len(found.faults))
     return found
-
-
-def walk(artifact: Artifact, store: Store | None = None) -> Iterator[Link]:
-    """Every link of the chain, nearest first; an artifact used twice is walked into once."""
-    store = store or artifact.store
-    waiting, walked = [artifact], {artifact.manifest_key}
-    while waiting:
-        target = waiting.pop(0)
-        for source in target.inputs:
-            key = manifest_key_of(source)
-            found = _read(store, key)[0] if key else None
-            yield Link(target.manifest_key, source, found)
-            if found is not None and found.manifest_key not in walked:
-                walked.add(found.manifest_key)
-                waiting.append(found)
 
 
 def manifest_key_of(source: Input) -> str | None:
@@ -118,7 +99,7 @@ def manifest_key_of(source: Input) -> str | None:
         return source.key
     parts = source.key.split("/")
     inside = source.key.startswith(f"{source.kind}/") and len(parts) >= 4
-    return "/".join([*parts[:-2], _MANIFEST]) if inside else None
+    return manifests.key_of(source.key) if inside else None
 
 
 def manifest_of(source: Input, found: Checked) -> Artifact | None:
@@ -171,14 +152,30 @@ def _check_files(artifact: Artifact, redacted: Redacted, found: Checked) -> None
         else:
             fault = Fault(key, "", f"sha256 is {now}, the manifest says {facts['sha256']}")
         found.bytes += size
-        if now == facts["sha256"]:
-            if size != facts["bytes"]:
-                detail = f"is {facts['bytes']}, but the file has {size}"
-                found.faults.append(Fault(artifact.manifest_key, f"files.{name}.bytes", detail))
-        elif key in redacted and redacted[key].explains(facts["sha256"], now):
-            found.redacted.append(key)
-        else:
-            found.faults.append(fault)
+        by_request = redacted.get(key, Redaction.none(key)).explains(facts["sha256"], now)
+        if now != facts["sha256"]:
+            if by_request and _redactable(artifact, name, gone=now is None):
+                found.redacted.append(key)
+            else:
+                found.faults.append(fault)
+        elif not by_request:
+            found.faults.append(Fault(key, "", RESTORED))
+        elif size != facts["bytes"]:
+            detail = f"is {facts['bytes']}, but the file has {size}"
+            found.faults.append(Fault(artifact.manifest_key, f"files.{name}.bytes", detail))
+
+
+def _redactable(artifact: Artifact, name: str, *, gone: bool) -> bool:
+    """Whether a takedown ever rewrites such a file: pages, resharded tars, and tables that hold texts of pairs."""
+    if gone or artifact.has_view(name):
+        return artifact.has_view(name)
+    if name.endswith(".tar"):
+        return artifact.kind == "filtered_dataset"
+    try:
+        with seekable(artifact.store, artifact.file_key(name)) as stream:
+            return bool(erase.identifying(pq.read_schema(stream).names))
+    except (OSError, ValueError, CompalignError):  # no table
+        return False
 
 
 def _faults_of_link(link: Link) -> Iterator[Fault]:
@@ -196,13 +193,3 @@ def _faults_of_link(link: Link) -> Iterator[Fault]:
         yield Fault(where, "kind", f"is {made.kind}, but {link.target} used a {source.kind}")
     if source.key == where and made.partition != source.partition:
         yield Fault(where, "partition", f"is {made.partition}, but {link.target} used {source.partition}")
-
-
-def _check_outside(source: Input, now: str | None, redacted: Redacted, found: Checked) -> None:
-    if now == source.data_version:
-        return
-    if source.key in redacted and redacted[source.key].explains(source.data_version, now):
-        found.redacted.append(source.key)
-        return
-    state = "it is gone" if now is None else f"sha256 is {now}"
-    found.faults.append(Fault(source.key, "", f"{source.kind}: {state}, but {source.data_version} was used"))

@@ -21,7 +21,7 @@ MARKER = b"redacted"
 _EMPTIED: Mapping[str, Any] = {"caption": "", "url": None, "detail": ""}
 _BY_CONTENT = {"pair_id": "pair_ids", "image_sha256": "images", "image_id": "images"}
 _FOLDED = 80  # characters of a text that are looked for: pages cut captions
-_SHORTEST = 8  # a shorter text would be found everywhere
+SHORTEST = 8  # a shorter text would be found everywhere
 _LARGEST_JSON = 1 << 20
 _TAG = re.compile(r"<[^<>]{0,2000}>")
 
@@ -42,7 +42,7 @@ class Target:
         if not self._needles:
             places = {_folded(f"{shard} {key}") for shard, key in self.samples}
             texts = {_folded(text)[:_FOLDED] for text in self.texts}
-            found = {text for text in texts if len(text) >= _SHORTEST} | places | self.pair_ids | self.images
+            found = {text for text in texts if len(text) >= SHORTEST} | places | self.pair_ids | self.images
             self._needles.extend(sorted(found))
         return self._needles
 
@@ -82,6 +82,15 @@ def touches(ids: pa.Table, target: Target) -> bool:
     """Whether a row is the target's; `ids` has the columns of `identifying`."""
     mine = _rows_of(ids, target)
     return mine is not None and bool(mine.any())
+
+
+def untold(table: pa.Table, target: Target) -> bool:
+    """Whether `detail` has a text of the target in a row that names no sample."""
+    frame = pl.DataFrame(pl.from_arrow(table))
+    if "key" in frame.columns:
+        frame = frame.filter(pl.col("key").is_null())
+    told = [_folded(text) for text in frame["detail"].drop_nulls().unique()]
+    return any(needle in text for text in told for needle in target.needles())
 
 
 def _rows_of(table: pa.Table, target: Target) -> pl.Series | None:
@@ -133,8 +142,9 @@ def _names(data: bytes, target: Target) -> bool:
     try:
         facts = json.loads(data)
         source = facts.get("source") or facts
-        place = (source.get("shard"), source.get("key"))
-        return place in target.samples or bool(target.pair_ids & set(facts.get("pair_ids", ())))
+        if "pair_ids" in facts:  # content before place: another delivery has other samples at the same place
+            return bool(target.pair_ids & set(facts["pair_ids"]))
+        return (source.get("shard"), source.get("key")) in target.samples
     except (ValueError, AttributeError, TypeError, RecursionError):
         return False  # zeros of an earlier purge, or not ours
 

@@ -15,18 +15,21 @@ from compalign_dagster.errors import InputError
 from compalign_dagster.lineage import models, places
 from compalign_dagster.lineage.places import OCCURRENCE
 from compalign_dagster.selection.blocks import Entry
-from compalign_dagster.selection.version import Version
+from compalign_dagster.selection.version import Version, frame_of
 from compalign_dagster.selection.versions import Published
 from compalign_dagster.store import Store
 
+_MOST_IN_SQL = 100  # entries
 FIRST = 10
 """Pair ids that are shown of each count."""
 
 
 def of_entries(store: Store, entries: Sequence[Entry]) -> dict[str, Any]:
-    """What entries of a block list would touch: see `of_pairs`."""
-    found = places.reached(store, entries, places.deliveries(store))
-    return {**of_pairs(store, found), "sql": " union ".join(sql_of(entry) for entry in entries)}
+    """What entries of a block list would touch: see `of_pairs`. The SQL is left out of a long list."""
+    found = of_pairs(store, places.reached(store, entries, places.deliveries(store)))
+    if len(entries) <= _MOST_IN_SQL:
+        found["sql"] = " union ".join(sql_of(entry) for entry in entries)
+    return found
 
 
 def of_pairs(store: Store, found: pl.DataFrame) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def of_labeler(store: Store, labeler: str) -> dict[str, Any]:
     judged, trained = [], []
     for model in models.models(store):
         for item in models.annotations_of(model):
-            mine = places.read_frame(item, "ranks.parquet").filter(labeler=labeler)
+            mine = frame_of(item, "ranks.parquet").filter(labeler=labeler)
             if mine.height:
                 judged.append({"annotations": item.manifest_key, "images": mine["image_id"].n_unique()})
                 trained.append(model)
@@ -176,7 +179,7 @@ def sql_of(entry: Entry) -> str:
         "pair_id": f"pair_id = {value}",
         "image_sha256": f"image_sha256 = {value}",
         "url": f"sha256(url) = {value}",
-        "url_host": f"(host = {value} or host like {quoted('%.' + entry.value)})",
+        "url_host": f"(host = {value} or ends_with(host, {quoted('.' + entry.value)}))",
         "image_near": f"bit_count(xor(('0x' || image_phash)::ubigint, ('0x' || {value})::ubigint)) <= {entry.distance}",
     }[entry.kind]
     return f"select distinct pair_id from pairs where {where}"  # noqa: S608 - values are checked and quoted

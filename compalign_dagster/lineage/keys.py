@@ -57,8 +57,12 @@ def new_key(path: Path, name: str) -> Path:
     public = path.with_name(f"{path.name}.trusted.json")
     entry = {"name": name, "revoked": None, **signer.public_key.to_dict()}
     trusted = TrustedKeys.model_validate({"keys": {signer.public_key.keyid: entry}})
-    _write_new(path, signer.private_bytes, 0o600)
-    _write_new(public, json.dumps(trusted.model_dump(), indent=2).encode() + b"\n", 0o644)
+    write_new(path, signer.private_bytes, "private key", 0o600)
+    try:
+        write_new(public, json.dumps(trusted.model_dump(), indent=2).encode() + b"\n", "trusted keys")
+    except BaseException:
+        path.unlink()  # nobody could ever verify what it signs
+        raise
     return public
 
 
@@ -122,18 +126,23 @@ def bounded(path: Path, what: str, most: int = _MOST_BYTES) -> bytes:
     return data
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def write_new(path: Path, data: bytes, what: str, mode: int = 0o644) -> None:
+    """Write a file that is not there yet. `InputError` where it is or cannot be written; nothing is left then."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(data)
+        except BaseException:
+            path.unlink()
+            raise
     except OSError as error:
         raise InputError(
-            f"key file {path}",
+            f"{what} {path}",
             expected="a new file in a folder that is there",
             found=error.strerror or str(error),
-            remedy="Choose another name: a key is never overwritten.",
+            remedy="Choose another name: this is never overwritten.",
         ) from error
-    with os.fdopen(handle, "wb") as out:
-        out.write(data)
 
 
 def _no_key(path: Path, found: str) -> InputError:

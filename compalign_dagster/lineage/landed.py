@@ -3,14 +3,16 @@
 What belongs here: their digests. What does not: what is inside them (`recompute.py`).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.errors import CompalignError
-from compalign_dagster.lineage.chain import Checked, Redacted, digest, manifest_of
+from compalign_dagster.lineage.chain import RESTORED, Checked, Redacted, digest, manifest_of
 from compalign_dagster.lineage.manifests import Fault
+from compalign_dagster.lineage.redaction import Redaction
 from compalign_dagster.store import Store
 
 SHARD, EXPORT = "landed_shard", "label_export"
@@ -33,7 +35,7 @@ class Delivery:
 
     source: Input
     index: Artifact  # of kind raw_crawl_shards
-    batch: str | None  # whose index it belongs to
+    batches: frozenset[str | None]  # whose index it belongs to: a shard that left and came back is in two
 
     @property
     def shard(self) -> str:
@@ -43,16 +45,16 @@ class Delivery:
 
 def deliveries(chain: Checked) -> list[Delivery]:
     """Every landed shard of a chain, in the order of the walk."""
-    batch_of: dict[str, str | None] = {}
+    batches_of: dict[str, set[str | None]] = defaultdict(set)
     for made in chain.artifacts.values():
         if made.kind == "raw_crawl":
             for source in made.inputs:
-                batch_of.setdefault(source.key, made.partition)
+                batches_of[source.key].add(made.partition)
     found = []
     for made in chain.artifacts.values():
         for source in made.inputs:
             if source.kind == SHARD:
-                found.append(Delivery(source, made, batch_of.get(made.manifest_key)))
+                found.append(Delivery(source, made, frozenset(batches_of[made.manifest_key] or {None})))
     return found
 
 
@@ -80,11 +82,12 @@ def _check_shard(delivery: Delivery, landing: Store, live: dict[str, str], redac
         found.faults.append(Fault(delivery.index.manifest_key, "facts.shard", detail))
         return
     now = _digest(landing, name)
+    by_request = redacted.get(source.key, Redaction.none(source.key)).explains(source.data_version, now)
     if now == source.data_version:
-        return
-    if source.key in redacted and redacted[source.key].explains(source.data_version, now):
+        found.faults += [] if by_request else [Fault(f"{landing.url}/{name}", "", RESTORED)]
+    elif by_request and now is not None:  # no takedown deletes a shard
         found.redacted.append(source.key)
-    elif live.get(name) != delivery.batch:
+    elif live.get(name) not in delivery.batches:
         found.superseded.append(name)
     else:
         found.faults += _compared(source, f"{landing.url}/{name}", now)

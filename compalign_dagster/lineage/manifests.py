@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from compalign_dagster.artifacts import SCHEMA_VERSION, Artifact, artifact_path
+from compalign_dagster.errors import InputError
 from compalign_dagster.store import Store
+from compalign_dagster.store.base import checked_parts
 from compalign_dagster.versions import canonical_json, digest_json
 
 _FOLDER_DIGITS = 16
@@ -22,6 +24,18 @@ _MANIFEST = "manifest.json"
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+def _inside(name: str) -> str:
+    """A relative path that stays where it is put; pydantic wants a `ValueError` of any other."""
+    try:
+        checked_parts(name)
+    except InputError as error:
+        raise ValueError(f"{error.found}: {name!r}") from error
+    return name
+
+
+FileName = Annotated[Name, AfterValidator(_inside)]
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +50,11 @@ class Fault:
         """One line, safe for a terminal: names and values come from files."""
         text = f"{self.where}: {self.field}: {self.detail}" if self.field else f"{self.where}: {self.detail}"
         return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def key_of(file_key: str) -> str:
+    """The manifest key of the artifact that a file belongs to: `<artifact>/<digest>/<file>`."""
+    return "/".join([*file_key.split("/")[:-2], _MANIFEST])
 
 
 @contextmanager
@@ -55,7 +74,7 @@ class _Strict(BaseModel):
 class _File(_Strict):
     sha256: Sha256
     bytes: int = Field(ge=0)
-    path: Name
+    path: FileName
     view: bool
 
 
@@ -77,7 +96,7 @@ class _Manifest(_Strict):
     inputs: list[_Input]
     config: dict[str, Any]
     facts: dict[str, Any]
-    files: dict[Name, _File]
+    files: dict[FileName, _File]
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00$")
 
 

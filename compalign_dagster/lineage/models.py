@@ -11,8 +11,8 @@ import polars as pl
 
 from compalign_dagster import artifacts, latest
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.lineage.places import read_frame
 from compalign_dagster.reward import promoted
+from compalign_dagster.selection.version import frame_of
 from compalign_dagster.store import Store
 
 ANNOTATIONS = "coco_hf_annotations"
@@ -35,14 +35,14 @@ def annotations_of(model: Artifact) -> list[Artifact]:
 def crawl_of(model: Artifact) -> set[str]:
     """Store keys of the pair indexes whose images a model saw without judgements."""
     found = (artifacts.load(model.store, item.key) for item in model.inputs if item.kind == "raw_crawl")
-    return {key for item in found if item is not None for key in read_frame(item, "shards.parquet")["pairs_key"]}
+    return {key for item in found if item is not None for key in frame_of(item, "shards.parquet")["pairs_key"]}
 
 
 def trained_on(model: Artifact, images: Sequence[str], indexes: Sequence[str]) -> list[str]:
     """How a model was trained on any of these images (SHA-256), or on pairs of these indexes (store keys)."""
     ways = []
     for item in annotations_of(model):
-        judged = read_frame(item, "images.parquet").filter(pl.col("image_id").is_in(list(images)))
+        judged = frame_of(item, "images.parquet").filter(pl.col("image_id").is_in(list(images)))
         if judged.height:
             ways.append(f"{judged.height} of the images were judged")
     if set(indexes) & crawl_of(model):
@@ -78,8 +78,8 @@ def judgements(store: Store, image: str) -> list[dict[str, Any]]:
     """Who judged an image (SHA-256), in any annotations that were ever the newest: labeler, guideline, ranking."""
     found = []
     for item in latest.history(store, ANNOTATIONS):
-        ranks = read_frame(item, "ranks.parquet").filter(image_id=image)
-        split = read_frame(item, "images.parquet").filter(image_id=image)["split"].to_list()
+        ranks = frame_of(item, "ranks.parquet").filter(image_id=image)
+        split = frame_of(item, "images.parquet").filter(image_id=image)["split"].to_list()
         for (labeler,), rows in ranks.partition_by("labeler", as_dict=True).items():
             found.append(
                 {
@@ -95,7 +95,7 @@ def judgements(store: Store, image: str) -> list[dict[str, Any]]:
 
 def judges(annotations: Artifact) -> dict[str, Any]:
     """Judged images by labeler, and the guideline versions in use; counts."""
-    ranks = read_frame(annotations, "ranks.parquet")
+    ranks = frame_of(annotations, "ranks.parquet")
     by_labeler = ranks.group_by("labeler").agg(pl.col("image_id").n_unique()).sort("labeler")
     return {
         **{name: annotations.facts.get(name) for name in _SHOWN},

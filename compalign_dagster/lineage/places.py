@@ -13,8 +13,8 @@ import polars as pl
 import pyarrow as pa
 
 from compalign_dagster import latest, parquet
-from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.batches import read_log
+from compalign_dagster.lineage.manifests import key_of
 from compalign_dagster.selection import blocks, versions
 from compalign_dagster.selection.blocks import Entry
 from compalign_dagster.selection.version import Version
@@ -40,7 +40,7 @@ class Delivery:
     @property
     def index(self) -> str:
         """Manifest key of the index."""
-        return "/".join([*self.pairs_key.split("/")[:-2], "manifest.json"])
+        return key_of(self.pairs_key)
 
     @property
     def quarantine_key(self) -> str:
@@ -49,14 +49,16 @@ class Delivery:
 
 
 def deliveries(store: Store, *, batch: str | None = None) -> list[Delivery]:
-    """Every delivery that an index was published of, live or not, in the order of the batch log; each once."""
+    """Every delivery that an index was published of, live or not, in the order of the batch log; each once.
+
+    A shard that left and came back has one index in two batches: the newer one counts.
+    """
     found: dict[str, Delivery] = {}
     for key in [item.key for item in read_log(store)] if batch is None else [batch]:
         for artifact in latest.history(store, "raw_crawl", key):
             for row in parquet.read(artifact.fetch("shards.parquet")).to_pylist():
-                found.setdefault(
-                    row["pairs_key"],
-                    Delivery(row["shard"], key, row["pairs_key"], row["index_version"], row["sha256"], row["bytes"]),
+                found[row["pairs_key"]] = Delivery(
+                    row["shard"], key, row["pairs_key"], row["index_version"], row["sha256"], row["bytes"]
                 )
     return list(found.values())
 
@@ -70,11 +72,6 @@ def readable(store: Store) -> list[tuple[Published, Version]]:
         else:
             log.warning("version %s has an earlier layout and is left out: materialise it again", item.name)
     return found
-
-
-def read_frame(artifact: Artifact, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """One of an artifact's Parquet files."""
-    return pl.read_parquet(io.BytesIO(artifact.store.read(artifact.file_key(name))), columns=columns)
 
 
 def index_of(store: Store, delivery: Delivery, columns: list[str] | None = None) -> pl.DataFrame:

@@ -11,14 +11,25 @@ from itertools import pairwise
 from typing import Any
 
 from compalign_dagster.artifacts import Artifact
+from compalign_dagster.crawl import batches
 from compalign_dagster.errors import CompalignError
+from compalign_dagster.lineage import redaction
 from compalign_dagster.lineage.manifests import Fault
+from compalign_dagster.reward import promoted
+from compalign_dagster.scoring import in_force
+from compalign_dagster.selection import prune
 from compalign_dagster.store import Store
 from compalign_dagster.versions import canonical_json, digest_bytes
 
 CURRENT, POLICY = "current", "selection_policy"
-DECIDED = (CURRENT, POLICY, "promoted_model", "batches", "takedowns", "redactions")
+DECIDED = (CURRENT, POLICY, promoted.DECISION, batches.NAME, redaction.TAKEDOWNS, redaction.DECISION,
+           in_force.DECISION, prune.DECISION)  # fmt: skip
+"""What people decide. Seals of an earlier release tell of fewer."""
 _FIELDS = {"version", "value", "decided"}
+_POINTERS = {
+    "manifest": {"data_version": "data_version", "manifest_sha256": "manifest_sha256"},
+    "plan": {"plan_sha256": "manifest_sha256"},
+}
 _ORDERED = {"policy": POLICY, "ledger": "latest/score_ledger"}
 
 
@@ -78,9 +89,6 @@ def heads(store: Store) -> dict[str, list[str]]:
 
 def moved(store: Store, sealed: dict[str, list[str]]) -> Iterator[Fault]:
     """Decisions that are gone or other ones, of those that `heads` gave."""
-    for name in DECIDED:
-        if name not in sealed:
-            yield Fault(f"decisions/{name}", "", "the seal does not tell what was decided")
     for name, digests in sealed.items():
         for place, sha256 in enumerate(digests, start=1):
             key = f"decisions/{name}/{place:08d}.json"
@@ -107,13 +115,20 @@ def _entry(key: str, place: int, data: bytes) -> Entry:
 
 
 def _pointing(entry: Entry, known: dict[str, Artifact]) -> Iterator[Fault]:
-    artifact = known.get(str(entry.value.get("manifest")))
-    if artifact is None:
-        return
-    for name in ("data_version", "manifest_sha256"):
-        if name in entry.value and entry.value[name] != getattr(artifact, name):
-            detail = f"is {entry.value[name]}, but {artifact.manifest_key} has {getattr(artifact, name)}"
-            yield Fault(entry.key, f"value.{name}", detail)
+    value = entry.value
+    for pointer, stated in _POINTERS.items():
+        artifact = known.get(str(value.get(pointer)))
+        if artifact is None:
+            continue
+        for name, what in stated.items():
+            if name in value and value[name] != getattr(artifact, what):
+                detail = f"is {value[name]}, but {artifact.manifest_key} has {getattr(artifact, what)}"
+                yield Fault(entry.key, f"value.{name}", detail)
+    found = value.get("cascade")
+    cascade = found if isinstance(found, dict) else {}
+    cheap = known.get(str(cascade.get("model")))
+    if cheap is not None and cascade.get("model_version") != cheap.facts.get("model_version"):
+        yield Fault(entry.key, "value.cascade.model_version", f"is not the one of {cheap.manifest_key}")
 
 
 def _going_back(current: Sequence[Entry]) -> Iterator[Fault]:

@@ -3,7 +3,8 @@
 What belongs here: which files there are, planning, recording, writing. What does not: what of one file has to go
 (`erase.py`), which pairs (`takedown.py`).
 
-Planned first, recorded second, written third: a purge that is killed runs again and goes on.
+Planned first, recorded second, written third: a purge that is killed runs again and goes on. Indexes are written last:
+while they tell of a pair, whatever else holds it is found.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,12 +30,13 @@ from compalign_dagster.lineage.erase import Target
 from compalign_dagster.lineage.places import Delivery
 from compalign_dagster.lineage.redaction import Change
 from compalign_dagster.store import LocalStore, ObjectMissingError, Store, seekable
+from compalign_dagster.store.base import changed
 
 _MANIFEST = "/manifest.json"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _TEXTS = (".html", ".svg", ".md", ".json", ".jsonl", ".csv", ".txt")
 _CHUNK = 1 << 20
-_SHORTEST = 8  # characters; a shorter text would be found everywhere
+_INDEXES = "raw_crawl_shards/"
 
 log = logging.getLogger(__name__)
 
@@ -61,25 +63,38 @@ class _Plan:
     remaining: list[str] = field(default_factory=list)
 
 
-def purge(store: Store, landing: Store, target: Target, held: Sequence[Delivery], *, request: str) -> Purged:
+def purge(
+    store: Store,
+    landing: Store,
+    target: Target,
+    held: Mapping[Delivery, Collection[str]],
+    *,
+    request: str,
+    among: Collection[Delivery],
+) -> Purged:
     """Empty every row, member and page of the target in the store and in the landing folder.
 
-    `held` are the deliveries whose shards hold the target's samples. A landed shard is rewritten where it is a plain
+    `held` are the deliveries whose shards hold the target's samples, with the keys of those: another delivery of the
+    same shard has other samples under them. `among` are all deliveries. A landed shard is rewritten where it is a plain
     tar on a disk and is what was indexed; otherwise it is named among what remains. Manifests and decisions are never
     rewritten: one that holds a text of the target is named too.
     """
     plan = _Plan()
-    _plan_store(store, target, request, plan)
-    for delivery in held:
-        _plan_shard(store, landing, delivery, target, plan)
+    _plan_store(store, target, held, request, plan)
+    for delivery, keys in held.items():
+        others = [item for item in among if item.shard == delivery.shard and item.sha256 != delivery.sha256]
+        _plan_shard(store, landing, delivery, keys, others, target, plan)
     redaction.record(store, [step.change for step in plan.steps], request=request)
-    for step in plan.steps:
+    for step in sorted(plan.steps, key=lambda step: step.change.key.startswith(_INDEXES)):
         step.make()
         log.info("purge: %s, %d rows or members", step.change.key, step.change.rows)
     return Purged(tuple(step.change for step in plan.steps), tuple(dict.fromkeys(plan.remaining)))
 
 
-def _plan_store(store: Store, target: Target, request: str, plan: _Plan) -> None:
+def _plan_store(
+    store: Store, target: Target, held: Mapping[Delivery, Collection[str]], request: str, plan: _Plan
+) -> None:
+    refused = {item.quarantine_key: frozenset((item.shard, key) for key in keys) for item, keys in held.items()}
     views: dict[str, Artifact] = {}
     for item in store.list():
         if item.key.endswith(_MANIFEST):
@@ -89,7 +104,10 @@ def _plan_store(store: Store, target: Target, request: str, plan: _Plan) -> None
         if item.key in views:
             continue
         if name.endswith(".parquet"):
-            _plan_table(store, item.key, target, request, plan)
+            mine = target
+            if item.key.startswith(_INDEXES):  # of one delivery: its places are of no other
+                mine = replace(target, samples=refused.get(item.key, frozenset()))
+            _plan_table(store, item.key, mine, request, plan)
         elif name.endswith(".tar"):
             _plan_tar(store, item.key, target, plan)
         elif name.endswith(_TEXTS) and _holds(store.read(item.key), target):
@@ -113,7 +131,7 @@ def _views_of(store: Store, manifest_key: str) -> dict[str, Artifact]:
 
 
 def _plan_views(store: Store, views: Mapping[str, Artifact], target: Target, plan: _Plan) -> None:
-    """A page that shows a pair goes, with the pictures beside it: nobody can tell what is on those."""
+    """A page that shows a pair goes, after the pictures beside it: nobody else can tell what is on those."""
     showing: dict[str, bool] = {}
     for key, artifact in views.items():
         if key.lower().endswith(_TEXTS):
@@ -121,7 +139,7 @@ def _plan_views(store: Store, views: Mapping[str, Artifact], target: Target, pla
             showing[artifact.path] = showing.get(artifact.path, False) or (
                 page is not None and erase.shows(page, target)
             )
-    for key, artifact in views.items():
+    for key, artifact in sorted(views.items(), key=lambda item: not item[0].lower().endswith(_PICTURES)):
         if not showing.get(artifact.path):
             continue
         page = _read(store, key)
@@ -148,16 +166,27 @@ def _plan_table(store: Store, key: str, target: Target, request: str, plan: _Pla
     except (OSError, ValueError) as error:
         plan.remaining.append(f"{store.url}/{key} cannot be read as Parquet ({type(error).__name__}): look at it.")
         return
+    _plan_untold(store, key, target, plan)
     if made is not None:
         before, after, rows = made
         change = Change(key, hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest(), rows)
 
         def write() -> None:
             stamp, again = store.stat(key).stamp, rewritten()
-            assert again is not None, "a table has the rows that it had when it was planned"
+            if again is None or hashlib.sha256(again[1]).hexdigest() != change.now:
+                raise changed(f"{store.url}/{key}")
             store.replace(key, again[1], stamp=stamp)
 
         plan.steps.append(_Step(change, write))
+
+
+def _plan_untold(store: Store, key: str, target: Target, plan: _Plan) -> None:
+    """Name a table of refused samples with a text in a row of which nobody can tell whose it is."""
+    with seekable(store, key) as stream:
+        file = pq.ParquetFile(stream)
+        names = [name for name in ("detail", "shard", "key") if name in file.schema_arrow.names]
+        if "detail" in names and erase.untold(file.read(columns=names, use_threads=False), target):
+            plan.remaining.append(f"{store.url}/{key} holds a caption or a URL in a row without a sample: look at it.")
 
 
 def _may_hold(store: Store, key: str, target: Target) -> bool:
@@ -183,10 +212,18 @@ def _plan_tar(store: Store, key: str, target: Target, plan: _Plan) -> None:
     plan.steps.append(_Step(Change(key, was, now, len(places)), write))
 
 
-def _plan_shard(store: Store, landing: Store, delivery: Delivery, target: Target, plan: _Plan) -> None:
+def _plan_shard(
+    store: Store,
+    landing: Store,
+    delivery: Delivery,
+    keys: Collection[str],
+    others: Sequence[Delivery],
+    target: Target,
+    plan: _Plan,
+) -> None:
+    """What of a landed shard goes. Bytes that are one of `others`, its later or earlier deliveries, are let be."""
     index = artifacts.load(store, delivery.index)
     key = index.inputs[0].key if index else f"{landing.url}/{delivery.shard}"
-    keys = {sample for shard, sample in target.samples if shard == delivery.shard}
     if not landing.exists(delivery.shard):
         return
     if not isinstance(landing, LocalStore) or not delivery.shard.endswith(".tar"):
@@ -203,8 +240,10 @@ def _plan_shard(store: Store, landing: Store, delivery: Delivery, target: Target
     if blank:
         return
     was, now = _digests(path, places)
-    known = redaction.redactions(store).get(key)
-    if was != delivery.sha256 and not (known and known.explains(delivery.sha256, was)):
+    known = redaction.redactions(store).get(key, redaction.Redaction.none(key))
+    if not known.comes_of(delivery.sha256, was):
+        if any(known.comes_of(other.sha256, was) for other in others):
+            return
         plan.remaining.append(f"{key} is not the delivery that was indexed: seal and index it, then run this again.")
         return
     if path.stat().st_nlink > 1:
@@ -259,7 +298,7 @@ def _pieces(stream: BinaryIO, places: Sequence[tuple[int, int]]) -> Iterator[byt
 
 def _holds(data: bytes, target: Target) -> bool:
     """Whether a caption or URL stands in a text as it is, or as JSON has it."""
-    told = (json.dumps(text, ensure_ascii=False)[1:-1] for text in target.texts if len(text) >= _SHORTEST)
+    told = (json.dumps(text, ensure_ascii=False)[1:-1] for text in target.texts if len(text) >= erase.SHORTEST)
     return any(text.encode() in data for text in told)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from compalign_dagster import parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.index import Budgets, read_again
@@ -20,7 +22,7 @@ from compalign_dagster.crawl.tables import PAIRS
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.lineage.chain import Checked
 from compalign_dagster.lineage.landed import deliveries
-from compalign_dagster.lineage.manifests import Fault
+from compalign_dagster.lineage.manifests import Fault, key_of
 from compalign_dagster.lineage.sampling import bound, chance, drawn
 from compalign_dagster.scoring.tables import FIGURES
 from compalign_dagster.selection.select import OCCURRENCE
@@ -44,7 +46,7 @@ class Recomputed:
 
     faults: list[Fault] = field(default_factory=list)
     pairs: int = 0  # drawn and made again
-    of: int = 0  # pairs of the version
+    of: int = 0  # pairs of the version, of the shards that are still there
     scored: int = 0  # of the drawn ones; a cascade has turned the others down
     widest: float = 0.0  # difference of a reward
     redacted: int = 0  # drawn, but emptied by a takedown
@@ -98,14 +100,14 @@ def recompute(
     used = {row["shard"]: row for row in version.shards.iter_rows(named=True)}
     for batch in version.batches():
         decided = version.decided(batch)
-        found.of += decided.height
+        there = decided["shard"].is_in(sorted(shards))
+        found.of += int(there.sum())
+        found.passed_over += decided.filter(~there)["shard"].unique().sort().to_list()
         rows = decided[drawn(f"{artifact.data_version}{seed}", batch, decided.height, share)]
         where = version.ranked_list(batch).file_key("ranked.parquet")
         cuts = _cuts(version, batch)
+        rows = rows.filter(pl.col("shard").is_in(sorted(shards)))
         for (name,), part in rows.sort(OCCURRENCE).partition_by("shard", as_dict=True).items():
-            if str(name) not in shards:
-                found.passed_over.append(str(name))
-                continue
             listed = {(row["shard"], row["key"], row["caption_index"]): row for row in part.iter_rows(named=True)}
             shard, budgets = shards[str(name)]
             again = _from_tar(shard, budgets, artifact.store, used[str(name)]["pairs_key"], listed, found)
@@ -173,9 +175,14 @@ class _Scorers:
         self._version = model_version
         self._loaded: dict[str, Scorer] = {}
 
+    def _sound(self, model: Artifact) -> bool:
+        """Whether nothing is known against the model: weights that somebody altered are not loaded."""
+        keys = [model.manifest_key, *(model.file_key(name) for name in model.manifest["files"])]
+        return all(self._chain.sound(key) for key in keys)
+
     def precision(self, scores_key: str) -> str:
         """What the scores of a shard were made in."""
-        made = self._chain.artifacts.get(f"{scores_key.rsplit('/', 2)[0]}/manifest.json")
+        made = self._chain.artifacts.get(key_of(scores_key))
         return str(made.manifest["config"].get("precision", "fp32")) if made else "fp32"
 
     def of(self, precision: str) -> "Scorer":
@@ -190,6 +197,13 @@ class _Scorers:
                 expected="to be among the artifacts that the version was made from",
                 found="none of them",
                 remedy="Verify without --recompute: the faults name what is missing.",
+            )
+        if not self._sound(self._model):
+            raise InputError(
+                f"reward model {self._model.manifest_key}",
+                expected="the manifest and the files that were published",
+                found="others, as the faults say",
+                remedy="Restore it, or verify without --recompute.",
             )
         if precision not in self._loaded:
             with tempfile.TemporaryDirectory() as folder:

@@ -14,25 +14,27 @@ from contextlib import closing
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from compalign_dagster import parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.lineage import comparing
 from compalign_dagster.lineage.chain import Checked, manifest_of
-from compalign_dagster.lineage.manifests import Fault, blaming
+from compalign_dagster.lineage.manifests import Fault, blaming, key_of
 from compalign_dagster.lineage.relist import GROUPS, Made, Redone, Row, redo_list
 from compalign_dagster.lineage.sampling import drawn
-from compalign_dagster.scoring.ledger import fold
+from compalign_dagster.scoring.ledger import coverage, fold
 from compalign_dagster.scoring.tables import LEDGER
 from compalign_dagster.selection import deciding
 from compalign_dagster.selection.cut import Rows
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.version import TABLES, Version, frame_of
 from compalign_dagster.selection.whatif import what_if
-from compalign_dagster.versions import canonical_json
+from compalign_dagster.versions import canonical_json, digest_json, work_key
 
 _KEY = ["reward", *TIE_BREAK]
+_LEDGER_TOLD = 2  # code version of the first ledgers that tell as much of themselves
 
 
 def check(artifact: Artifact, chain: Checked, *, share: float = 1.0, seed: str = "") -> Redone:
@@ -61,8 +63,11 @@ def check(artifact: Artifact, chain: Checked, *, share: float = 1.0, seed: str =
         policy = Version.open(artifact).policy
         for batch in chosen:
             where = made.lists[batch].manifest_key if batch in made.lists else artifact.manifest_key
+            known = len(found.faults)
             with blaming(found.faults, where):
                 redo_list(made, batch, by_batch[batch], policy.rules(), found)
+            if len(found.faults) > known:
+                found.wrong.add(batch)
         with blaming(found.faults, artifact.manifest_key):
             found.faults += _of_version(made, rows)
     return found
@@ -81,13 +86,37 @@ def _of_ledger(made: Made) -> Iterator[Fault]:
     live = {shard: batch for shard, (batch, _) in live_shards(log).items()}
     models = [entry["model_version"] for entry in made.ledger.facts["coverage"]]
     folded = [fold(live, [row for row in scored if row["model_version"] == model]) for model in models]
-    expected = pl.DataFrame(pl.from_arrow(pa.concat_tables([LEDGER.empty_table(), *folded])))
+    table = pa.concat_tables([LEDGER.empty_table(), *folded])
+    if made.ledger.manifest["code_version"] >= _LEDGER_TOLD:
+        yield from _of_ledgers_facts(made.ledger, table, live, [batch.key for batch in log])
+    expected = pl.DataFrame(pl.from_arrow(table))
     yield from comparing.differences(where, expected, frame_of(made.ledger, "ledger.parquet"))
     for at, row in enumerate(expected.iter_rows(named=True)):
         for key, version in (("scores_key", "data_version"), ("pairs_key", "index_version")):
-            shard = made.chain.artifacts.get(f"{row[key].rsplit('/', 2)[0]}/manifest.json")
+            shard = made.chain.artifacts.get(key_of(row[key]))
             if shard is not None and shard.data_version != row[version]:
                 yield Fault(where, version, f"row {at} ({row['shard']}): is not the one of {row[key]}")
+
+
+def _of_ledgers_facts(ledger: Artifact, table: pa.Table, live: dict[str, str], log: list[str]) -> Iterator[Fault]:
+    """What a ledger says of itself, and the name of its work, which has the batches that it was made of."""
+    models = [entry["model_version"] for entry in ledger.facts["coverage"]]
+    rows = [table.filter(pc.equal(table["model_version"], model)) for model in models]
+    expected = {
+        "rows": table.num_rows,
+        "live_shards": len(live),
+        "batches": len(log),
+        "coverage": [
+            {"model_version": model, "coverage": coverage(part, live)} for model, part in zip(models, rows, strict=True)
+        ],
+        "scored": sum(row["scored"] for row in rows[0].to_pylist()) if rows else 0,
+        "shards_by_batch": {batch: sum(at == batch for at in live.values()) for batch in log},
+    }
+    yield from comparing.other_values(ledger.manifest_key, "facts", expected, ledger.facts)
+    inputs = [models, digest_json(table.to_pylist()), sorted(live.items()), len(log)]
+    key = work_key(ledger.kind, code_version=ledger.manifest["code_version"], inputs=inputs, config={})
+    if key != ledger.work_key:
+        yield Fault(ledger.manifest_key, "work_key", f"is {ledger.work_key}, but its scores and batches give {key}")
 
 
 def _of_version(made: Made, rows: Sequence[Row]) -> Iterator[Fault]:

@@ -43,6 +43,7 @@ class Redone:
     batches: int = 0  # whose list was made again
     of_batches: int = 0
     rows: int = 0  # of those lists
+    wrong: set[str] = field(default_factory=set)  # of the batches made again, those with a fault
     passed_over: int = 0  # batches that were drawn, but whose files are known to be faulty
 
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import InputError
-from compalign_dagster.lineage import pointers
+from compalign_dagster.lineage import pointers, redaction
 from compalign_dagster.lineage.chain import Checked
 from compalign_dagster.lineage.keys import TrustedKey, bounded, public_key
 from compalign_dagster.lineage.manifests import Fault, Sha256
+from compalign_dagster.store import Store
 from compalign_dagster.versions import canonical_json, digest_json
 
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ def check(
         *_other_subjects(where, said, version, chain),
         *pointers.moved(version.store, said.predicate.decisions),
     ]
+
+
+def redacted_since(envelope: "Envelope", store: Store) -> int:
+    """How many records of redactions a store has beyond those that were sealed: files may differ by their request."""
+    said = Statement.model_validate_json(envelope.payload).predicate.decisions
+    return max(0, len(pointers.entries(store, redaction.DECISION)[0]) - len(said.get(redaction.DECISION, ())))
 
 
 def read(path: Path) -> "Envelope":

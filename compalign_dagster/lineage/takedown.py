@@ -18,16 +18,17 @@ import polars as pl
 
 from compalign_dagster import decisions, latest
 from compalign_dagster.errors import InputError
-from compalign_dagster.lineage import impact, models, places
+from compalign_dagster.lineage import impact, models, places, redaction
 from compalign_dagster.lineage.erase import Target
 from compalign_dagster.lineage.places import OCCURRENCE, Delivery
 from compalign_dagster.lineage.purge import Purged, purge
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import blocks, reasons
 from compalign_dagster.selection.blocks import Entry, entry
+from compalign_dagster.selection.version import frame_of
 from compalign_dagster.store import Store
 
-DECISION = "takedowns"
+DECISION = redaction.TAKEDOWNS
 _MOST_ROWS = 1_000_000
 _MOST_BYTES = 256 << 20
 _FIELDS = {"kind", "value", "request", "reason", "distance"}
@@ -111,12 +112,19 @@ def history(store: Store) -> list[decisions.Decision]:
 
 
 def on_record(store: Store) -> set[Entry]:
-    """The entries of every request that was not withdrawn since."""
-    found: set[Entry] = set()
-    for fact in history(store):
-        found |= {Entry(**item) for item in fact.value.get("entries", ())}
-        found = {item for item in found if item.request != fact.value.get("withdraws")}
-    return found
+    """The entries of every request that was not withdrawn since, and of every purge: that cannot be withdrawn."""
+    return redaction.in_force(history(store))
+
+
+def purged(store: Store) -> set[Entry]:
+    """The images that were ever ordered to be destroyed."""
+    return redaction.in_force(fact for fact in history(store) if fact.value.get("action") == "purge")
+
+
+def enforce(store: Store) -> None:
+    """Bring the block list up to the record: whoever died between the two has left it behind."""
+    if wanted := on_record(store):
+        blocks.add(store, wanted)
 
 
 def request(store: Store, entries: Sequence[Entry], reason: Reason) -> dict[str, Any]:
@@ -137,46 +145,58 @@ def request(store: Store, entries: Sequence[Entry], reason: Reason) -> dict[str,
 
 
 def withdraw(store: Store, name: str, reason: Reason) -> None:
-    """Take a request back: its pairs may be kept again. What was purged does not come back.
+    """Take a request back: its pairs may be kept again. What was purged does not come back and stays blocked.
+
+    A run that died behind the record is made good by the next.
 
     Raises:
-        InputError: when no request of this name is on record.
+        InputError: when no request of this name is on record or in the block list.
     """
-    if name not in {item.request for item in on_record(store)}:
+    destroyed = purged(store)
+    listed = {Entry(**row) for row in blocks.entries(blocks.in_force(store)).to_pylist()}
+    asked, blocked = ({item.request for item in found - destroyed} for found in (on_record(store), listed))
+    if name not in asked | blocked:
         raise InputError(
             f"request {name!r}", expected="one that is on record", found="none",
             remedy="`compalign takedown --list` shows the requests.",
         )  # fmt: skip
-    _record(store, {"action": "withdraw", "withdraws": name}, reason)
-    if name in blocks.entries(blocks.in_force(store))["request"].to_pylist():
-        blocks.withdraw(store, name)
+    if name in asked or all(fact.value.get("withdraws") != name for fact in history(store)):
+        _record(store, {"action": "withdraw", "withdraws": name}, reason)
+    if name in blocked:
+        blocks.withdraw(store, name, but=destroyed)
 
 
 def doomed(store: Store, entries: Sequence[Entry]) -> pl.DataFrame:
     """The occurrences that a purge of these entries would destroy, as `places.reached` gives them.
 
     A purge takes whole images, with every caption and URL that any delivery has of them. Overlap with an evaluation
-    set blocks a pair and destroys nothing.
+    set blocks a pair and destroys nothing. Images that an earlier purge of these requests was to destroy are among
+    them: the indexes that it has emptied do not tell their URLs any more.
     """
     among = places.deliveries(store)
-    named = places.reached(store, [item for item in entries if item.reason == reasons.TAKEDOWN], among)
-    return places.reached(store, _images(named), among)
+    mine = [item for item in entries if item.reason == reasons.TAKEDOWN]
+    begun = {item for item in purged(store) if item.request in {one.request for one in mine}}
+    return places.reached(store, {*_images(places.reached(store, mine, among)), *begun}, among)
 
 
-def destroy(store: Store, landing: Store, entries: Sequence[Entry], reason: Reason) -> tuple[Purged, Target]:
-    """Purge what `doomed` names, after blocking its images, so that a second delivery is stopped as well.
+def destroy(
+    store: Store, landing: Store, entries: Sequence[Entry], reason: Reason, *, found: pl.DataFrame | None = None
+) -> tuple[Purged, Target]:
+    """Purge what `doomed` names (`found`), after blocking its images, so that a second delivery is stopped as well.
 
     Returns what was done, and the target, for whoever looks for traces outside the store.
     """
-    found = doomed(store, entries)
+    found = doomed(store, entries) if found is None else found
     images = _images(found)
-    name = ", ".join(sorted({item.request for item in entries}))
-    if images and not set(images) <= on_record(store):
+    if not set(images) <= purged(store):
         _record(store, {"action": "purge", "entries": [asdict(item) for item in images]}, reason)
-    blocks.add(store, on_record(store))
-    held = [item for item in places.deliveries(store) if item.pairs_key in set(found["pairs_key"])]
-    target = _target(store, found, held)
-    done = purge(store, landing, target, held, request=name)
+    enforce(store)
+    among = places.deliveries(store)
+    keys = {str(key): set(rows["key"]) for (key,), rows in found.partition_by("pairs_key", as_dict=True).items()}
+    held = {item: keys[item.pairs_key] for item in among if item.pairs_key in keys}
+    target = _target(store, found, list(held))
+    name = ", ".join(sorted({item.request for item in images}))
+    done = purge(store, landing, target, held, request=name, among=among)
     told = Purged(done.changes, (*done.remaining, *_judged(store, target)))
     _record(store, {"action": "purged", "files": len(told.changes), "remaining": list(told.remaining)}, reason)
     return told, target
@@ -211,7 +231,7 @@ def _target(store: Store, found: pl.DataFrame, held: Sequence[Delivery]) -> Targ
 def _judged(store: Store, target: Target) -> Iterator[str]:
     """Where else an image is known to lie, and which models have learned from it."""
     for item in latest.history(store, models.ANNOTATIONS):
-        judged = places.read_frame(item, "images.parquet").filter(pl.col("image_id").is_in(sorted(target.images)))
+        judged = frame_of(item, "images.parquet").filter(pl.col("image_id").is_in(sorted(target.images)))
         for shard, key in judged.select("shard", "key").sort("shard", "key").iter_rows():
             yield f"The label exports hold one of the images as sample {key} of {shard}: remove it from them."
     for model in models.models(store):

@@ -16,6 +16,7 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.errors import InputError
 from compalign_dagster.lineage import models, places
+from compalign_dagster.lineage.manifests import key_of
 from compalign_dagster.lineage.places import OCCURRENCE, Delivery
 from compalign_dagster.lineage.redaction import redactions
 from compalign_dagster.scoring.tables import FIGURES
@@ -79,15 +80,16 @@ def trace(store: Store, sought: Sought, *, run_of: RunOf = lambda _: None) -> di
 
 
 def _find(store: Store, sought: Sought, known: Sequence[Version]) -> list[tuple[Delivery, dict[str, Any]]]:
-    """Deliveries and rows of PAIRS. By pair, versions are asked first: they hold an index of ids."""
+    """Deliveries and rows of PAIRS. By pair, versions are asked: they hold an index of ids; what is in none is read."""
     among = places.deliveries(store)
     if sought.shard:
         wanted = pl.col("key") == sought.key
         return _rows(store, [item for item in among if item.shard == sought.shard], wanted)
     if sought.pair_id:
         shards = {shard for version in known for shard in version.find([sought.pair_id])["shard"]}
-        mine = pl.col("pair_id") == sought.pair_id
-        return _rows(store, [item for item in among if item.shard in shards] or among, mine)
+        asked = {key for version in known for key in version.shards["pairs_key"]}
+        maybe = [item for item in among if item.shard in shards or item.pairs_key not in asked]
+        return _rows(store, maybe, pl.col("pair_id") == sought.pair_id)
     kind, value = ("url", sought.url) if sought.url else ("image_sha256", sought.image_sha256)
     hits = places.reached(store, [entry(kind, value or "", request="trace")], among)
     by_key = hits.partition_by("pairs_key", as_dict=True)
@@ -223,7 +225,7 @@ def _scores(store: Store, key: str, row: dict[str, Any]) -> dict[str, float] | N
 
 def _made_of(store: Store, file_key: str) -> Artifact | None:
     """The artifact that a file belongs to."""
-    return artifacts.load(store, "/".join([*file_key.split("/")[:-2], "manifest.json"]))
+    return artifacts.load(store, key_of(file_key))
 
 
 def _input(artifact: Artifact, kind: str) -> Artifact | None:

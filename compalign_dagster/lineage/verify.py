@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compalign_dagster import decisions
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.lineage import chain, landed, manifests, pointers, redo, seal
-from compalign_dagster.lineage.chain import Checked, Redacted
+from compalign_dagster.lineage.chain import Checked, Redacted, manifest_of
 from compalign_dagster.lineage.keys import TrustedKey
 from compalign_dagster.lineage.landed import Landed
 from compalign_dagster.lineage.manifests import Fault, blaming
 from compalign_dagster.lineage.redaction import DECISION as REDACTIONS
-from compalign_dagster.lineage.redaction import redactions
+from compalign_dagster.lineage.redaction import TAKEDOWNS, in_force, redactions, unfounded
 from compalign_dagster.lineage.relist import Redone
 from compalign_dagster.lineage.sampling import bound
+from compalign_dagster.selection import blocks
+from compalign_dagster.selection.blocks import Entry
 from compalign_dagster.store import Store
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Report:
     landed: Landed | None = None
     recomputed: "Recomputed | None" = None
     sealed: bool = False  # a seal was looked at
+    redacted_since: int = 0  # records of redactions that are not in the seal
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -69,16 +73,15 @@ class Report:
             yield f"landed bytes: {self.landed.shards} shards and {self.landed.exports} label exports read"
             if self.landed.superseded:
                 yield f"superseded or removed by later batches: {_some(self.landed.superseded)}"
-        wrong = len({fault.where for fault in redone.faults})
         yield f"decisions: {redone.batches} of {redone.of_batches} batches made again, {redone.rows:,} pairs"
         if redone.batches + redone.passed_over < redone.of_batches:
-            yield f"decisions: {bound(min(wrong, redone.batches), redone.batches, redone.of_batches, 'batches')}"
+            yield f"decisions: {bound(len(redone.wrong), redone.batches, redone.of_batches, 'batches')}"
         if self.recomputed is not None:
             yield from self.recomputed.lines()
         if self.redacted:
             yield f"redacted: {_some(self.redacted)}"
         if self.sealed:
-            yield "seal: looked at"
+            yield f"seal: looked at; {self.redacted_since} records of redactions are younger than it"
         for fault in self.faults[:_SHOWN]:
             yield f"FAULT {fault}"
         if len(self.faults) > _SHOWN:
@@ -94,6 +97,9 @@ def verify_version(store: Store, manifest_key: str, wanted: Wanted | None = None
     wanted = wanted or Wanted()
     envelope = None if wanted.seal is None else seal.read(wanted.seal)
     report = Report(manifest_key)
+    with blaming(report.faults, f"decisions/{REDACTIONS}"):
+        for where, request in unfounded(store):
+            report.faults.append(Fault(where, "value.request", f"no purge of {request} is on record"))
     redacted = _redacted(store, report.faults)
     top = _top(store, manifest_key, report)
     if top is None:
@@ -101,6 +107,8 @@ def verify_version(store: Store, manifest_key: str, wanted: Wanted | None = None
     report.chain = chain.check(top, store, redacted=redacted)
     report.faults += report.chain.faults
     report.faults += pointers.check(store, report.chain.artifacts.values(), top)
+    with blaming(report.faults, f"decisions/{TAKEDOWNS}"):
+        report.faults += _unblocked(top, report.chain)
     report.redone = redo.check(top, report.chain, share=wanted.sample, seed=wanted.seed)
     report.faults += report.redone.faults
     if wanted.landing is not None or wanted.labels is not None:
@@ -112,6 +120,7 @@ def verify_version(store: Store, manifest_key: str, wanted: Wanted | None = None
     if envelope is not None:
         report.sealed = True
         with blaming(report.faults, manifest_key, "seal"):
+            report.redacted_since = seal.redacted_since(envelope, store)
             report.faults += seal.check(str(wanted.seal), envelope, wanted.trusted, top, report.chain)
     report.faults = list(dict.fromkeys(report.faults))
     return report
@@ -131,6 +140,21 @@ def _redacted(store: Store, faults: list[Fault]) -> Redacted:
     with blaming(faults, f"decisions/{REDACTIONS}"):
         return redactions(store)
     return {}
+
+
+def _unblocked(top: Artifact, found: Checked) -> Iterator[Fault]:
+    """Entries of the block list that were asked for before the version was made, and that its list has not."""
+    created = top.manifest["created"]
+    before = [
+        fact
+        for fact in decisions.history(top.store, TAKEDOWNS)  # of the same second: only what takes back counts
+        if fact.decided < created or (fact.decided == created and "withdraws" in fact.value)
+    ]
+    lists = [manifest_of(source, found) for source in top.inputs if source.kind == blocks.KIND]
+    rows = [row for listed in lists if listed for row in blocks.entries(listed).to_pylist()]
+    for entry in sorted(in_force(before) - {Entry(**row) for row in rows}):
+        detail = f"the version was made without {entry.kind} {entry.value} of request {entry.request}, asked for before"
+        yield Fault(top.manifest_key, "inputs", detail)
 
 
 def _recomputed(top: Artifact, report: Report, wanted: Wanted, landing: Store) -> None:

@@ -18,11 +18,12 @@ from compalign_dagster.pages.render import render
 from compalign_dagster.selection import ladder, views
 from compalign_dagster.selection.ladder import Step
 from compalign_dagster.selection.pairs import index_keys, with_captions
+from compalign_dagster.selection.place import Key, key_text, parse_key
 from compalign_dagster.selection.reasons import MEANING
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.version import Version
 from compalign_dagster.selection.versions import CURRENT, find
-from compalign_dagster.selection.views import GROUPS, Key, View, key_text, parse_key
+from compalign_dagster.selection.views import GROUPS, View
 from compalign_dagster.store import Store
 
 PAGE_PAIRS = 50

@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from compalign_dagster.errors import InputError
+from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.pages.index import index_page
 from compalign_dagster.pages.render import CONTENT_SECURITY_POLICY
-from compalign_dagster.store import Store, StoreError
+from compalign_dagster.store import Store
 
 HOST = "127.0.0.1"
 
@@ -121,13 +121,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             asked = urlsplit(self.path)
+        except ValueError as error:
+            self._text(HTTPStatus.BAD_REQUEST, f"This is no address: {error}.", body=body)
+            return
+        try:
             drawn = self.server.draw(asked.path, asked.query)
             kind, data = (_TYPES[".html"], drawn) if drawn is not None else self._page(asked.path)
         except InputError as error:
             self._text(HTTPStatus.NOT_FOUND, str(error), body=body)
         except OSError:  # nothing there, or a name that is too long
             self._text(HTTPStatus.NOT_FOUND, "There is no such page.", body=body)
-        except StoreError as error:
+        except CompalignError as error:
             self._text(HTTPStatus.SERVICE_UNAVAILABLE, str(error), body=body)
         else:
             self._head(HTTPStatus.OK, kind, len(data))

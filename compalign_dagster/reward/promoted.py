@@ -16,12 +16,14 @@ from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.decisions import Decision
 from compalign_dagster.errors import CompalignError, InputError, PromotionRefusedError
-from compalign_dagster.reward.manifest import verified
+from compalign_dagster.reward.manifest import MANIFEST, verified
 from compalign_dagster.reward.promotion import Claim
 from compalign_dagster.store import Store
+from compalign_dagster.versions import work_key
 
 DECISION = "promoted_model"
 MODEL = "reward_model"
+_IMPORTED = "cheap_model"
 _MOST_CHARACTERS = 2000
 _SHORTEST_VERSION = 6
 
@@ -96,6 +98,23 @@ def candidate(store: Store, version: str | None = None) -> Artifact:
             remedy="Give more digits, or train the model first.",
         )
     return known[found[0]]
+
+
+def imported(store: Store, folder: Path) -> Artifact:
+    """A model folder from elsewhere, verified and published here, so that works can name it; never a candidate."""
+    manifest = verified(folder)
+    key = work_key(_IMPORTED, code_version=1, inputs=[manifest.model_version], config={})
+    found = artifacts.find(store, _IMPORTED, key)
+    return found or artifacts.publish(
+        store,
+        _IMPORTED,
+        key,
+        {name: folder / name for name in (MANIFEST, *manifest.files)},
+        code_version=1,
+        inputs=[],
+        config={},
+        facts={"model_version": manifest.model_version, "backbone": manifest.backbone},
+    )
 
 
 def promote(

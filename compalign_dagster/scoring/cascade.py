@@ -10,7 +10,7 @@ What belongs here: the arithmetic on plain arrays. What does not: computing a sc
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +38,32 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {**asdict(self), "wrong": self.wrong.as_dict()}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rejected pairs of which one share was audited."""
+
+    rejected: int  # without a reward
+    audited: int  # with one, chosen at random
+    wrong: int  # of the audited: those whose reward reaches the cut
+
+    @classmethod
+    def of(cls, reward: np.ndarray, cut: float | np.ndarray, rejected: int) -> "Drawn":
+        """From rewards of audited pairs [M] and the lowest reward that was kept, of all or of each, [M].
+
+        Raises `InputError` for rewards that are not finite, and for a cut that is NaN.
+        """
+        reward, cut = np.asarray(reward, np.float64), np.asarray(cut, np.float64)
+        broken, unknown = int((~np.isfinite(reward)).sum()), int(np.isnan(cut).sum())
+        if broken or unknown:
+            raise InputError(
+                "audit of a cascade",
+                expected="finite rewards and a cut",
+                found=f"{broken} rewards that are not finite, {unknown} cuts that are no numbers",
+                remedy="Leave out pairs that scoring quarantines; give the lowest kept reward.",
+            )
+        return cls(rejected, len(reward), int((reward >= cut).sum()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,7 @@ def plan(cheap: np.ndarray, reward: np.ndarray, fraction: float, *, bound: float
     best = reward >= np.partition(reward, count - wanted)[count - wanted] if wanted else np.zeros(count, bool)
     enough = _certainly_covers(count, fraction, _SHORTAGE)
     threshold = _largest_threshold(cheap, best, most, most_rejected=count - enough)
-    rejected = _below(cheap, threshold)
+    rejected = rejects(cheap, threshold)
     if not rejected.any():
         return _unused(fraction, bound, count, "no threshold rejects anything within the bound")
     false = int((rejected & best).sum())
@@ -105,9 +131,10 @@ def together(plans: Mapping[str, Plan], pairs: Mapping[str, int]) -> tuple[float
     return passes, Estimate(value, low, high, sum(made.wrong.n for made in plans.values()))
 
 
-def rejects(cheap: np.ndarray, made: Plan) -> np.ndarray:
-    """Which pairs go without a reward, bool [N]; never one without a cheap score."""
-    return _below(np.asarray(cheap, np.float64), made.reject_below)
+def rejects(cheap: np.ndarray, reject_below: float | None) -> np.ndarray:
+    """Which pairs go without a reward, bool [N]; never one without a cheap score (NaN), none without a threshold."""
+    below = -math.inf if reject_below is None else reject_below
+    return np.asarray(np.asarray(cheap, np.float64) < below)
 
 
 def keeps(reward: np.ndarray, rejected: np.ndarray, count: int) -> np.ndarray:
@@ -137,29 +164,37 @@ def wrong_share(reward: np.ndarray, rejected: np.ndarray, fraction: float) -> fl
     return float((full != ours).mean()) if len(reward) else 0.0
 
 
-def audit(audited: np.ndarray, cut: float, *, rejected: int, pairs: int, bound: float = BOUND) -> Audit:
+def audit(drawn: Sequence[Drawn], *, pairs: int, bound: float = BOUND) -> Audit:
     """Whether the decisions of a crawl are within the bound, from rewards of rejected pairs drawn at random.
 
-    `audited` [M] are their rewards, `cut` the lowest reward that was kept, `rejected` of `pairs` in all. What
-    reaches the cut counts as wrong; as wrong rejects lower the cut, that is never too few. Passes when the
-    upper end of the 95 % interval is within the bound: too few audited pairs fail.
+    Pairs of which different shares were audited are judged apart and added up: together they are no random sample of
+    what was rejected. Each part has its part of the error, so that the sum holds at 95 %. What reaches the cut counts
+    as wrong; as wrong rejects lower the cut, that is never too few. Passes when the upper end of the interval is
+    within the bound: too few audited pairs fail. Raises `InputError` for more rejected pairs than `pairs`.
     """
-    audited = np.asarray(audited, np.float64)
-    if not np.isfinite(audited).all() or math.isnan(cut) or not 0 <= rejected <= pairs:
+    drawn = [part for part in drawn if part.rejected]
+    rejected, audited, wrong = (sum(getattr(part, of) for part in drawn) for of in ("rejected", "audited", "wrong"))
+    if rejected > pairs:
         raise InputError(
             "audit of a cascade",
-            expected="finite rewards, a cut, and no more rejected pairs than pairs",
-            found=f"{int((~np.isfinite(audited)).sum())} rewards that are not finite, cut {cut}, {rejected} of {pairs}",
-            remedy="Leave out pairs that scoring quarantines; give the lowest kept reward.",
+            expected="no more rejected pairs than pairs",
+            found=f"{rejected} of {pairs}",
+            remedy="Count both over the same shards.",
         )
-    if not rejected:
+    if not drawn:
         return Audit(Estimate(0.0, 0.0, 0.0, 0), True, "nothing was rejected")
-    drawn, wrong = len(audited), int((audited >= cut).sum())
-    weight = 2 * rejected / pairs
-    low, high = _interval(wrong, drawn)
-    share = Estimate(weight * wrong / drawn if drawn else math.nan, weight * low, min(1.0, weight * high), drawn)
-    said = f"{wrong} of {drawn:,} audited rejects reach the cut: at most {share.high:.2%} of decisions differ"
+    parts = [_changed(part, pairs, (1 - _CONFIDENCE) / 2 / len(drawn)) for part in drawn]
+    value, low, high = (sum(ends) for ends in zip(*parts, strict=True))
+    share = Estimate(value, low, min(1.0, high), audited)
+    said = f"{wrong} of {audited:,} audited rejects reach the cut: at most {share.high:.2%} of decisions differ"
     return Audit(share, share.high <= bound, f"{said}, {bound:.2%} are allowed")
+
+
+def _changed(part: Drawn, pairs: int, tail: float) -> tuple[float, float, float]:
+    """Share of all decisions that a part of the rejects changes, and its interval: each wrong one changes two."""
+    weight = 2 * part.rejected / pairs
+    low, high = _interval(part.wrong, part.audited, tail)
+    return weight * part.wrong / part.audited if part.audited else math.nan, weight * low, weight * high
 
 
 def _checked(cheap: np.ndarray, reward: np.ndarray, fraction: float, bound: float) -> tuple[np.ndarray, np.ndarray]:
@@ -189,11 +224,10 @@ def _upper_limits(count: int) -> np.ndarray:
     return np.append(beta.ppf(1 - (1 - _CONFIDENCE) / 2, events + 1, count - events), 1.0)
 
 
-def _interval(events: int, count: int) -> tuple[float, float]:
-    """The Clopper-Pearson interval of a share of `events` in `count`."""
+def _interval(events: int, count: int, tail: float = (1 - _CONFIDENCE) / 2) -> tuple[float, float]:
+    """The Clopper-Pearson interval of a share of `events` in `count`, with an error of `tail` at either end."""
     from scipy.stats import beta
 
-    tail = (1 - _CONFIDENCE) / 2
     low = float(beta.ppf(tail, events, count - events + 1)) if events else 0.0
     return low, float(beta.ppf(1 - tail, events + 1, count - events)) if events < count else 1.0
 
@@ -213,11 +247,6 @@ def _largest_threshold(cheap: np.ndarray, best: np.ndarray, most: int, *, most_r
     below = np.concatenate([[0], np.cumsum(best[order])])[first]
     fits = np.flatnonzero((below <= most) & (first <= most_rejected))
     return float(values[fits[-1]]) if len(fits) else None
-
-
-def _below(cheap: np.ndarray, threshold: float | None) -> np.ndarray:
-    """NaN is below nothing."""
-    return np.zeros(len(cheap), bool) if threshold is None else np.asarray(cheap < threshold)
 
 
 def _unused(fraction: float, bound: float, count: int, reason: str) -> Plan:

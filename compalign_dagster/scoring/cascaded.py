@@ -18,6 +18,7 @@ import pyarrow as pa
 from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.errors import ConservationError
 from compalign_dagster.reward.model import Progress, no_progress
+from compalign_dagster.scoring.cascade import rejects
 from compalign_dagster.scoring.engine import Scorer
 from compalign_dagster.scoring.in_force import Cascade
 from compalign_dagster.scoring.results import ShardScores
@@ -64,7 +65,7 @@ class CascadedScorer:
     def _score(self, shard: Shard, pairs: pa.Table, cheap: ShardScores, progress: Progress) -> ShardScores:
         by_place = dict(zip(places_of(cheap.scores), cheap.scores["reward"].to_pylist(), strict=True))
         score = np.array([by_place.get(place, np.nan) for place in places_of(pairs)], np.float32)
-        below = score < np.float64(self._cascade.reject_below.get(shard.corpus, -np.inf))  # NaN is not
+        below = rejects(score, self._cascade.reject_below.get(shard.corpus))
         audited = below & drawn(list(map(str, pairs["pair_id"].to_pylist())), self._cascade.audit)
         rejected = below & ~audited
         count = int(rejected.sum())

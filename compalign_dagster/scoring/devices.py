@@ -25,6 +25,7 @@ from compalign_dagster.scoring.work import (
     Places,
     ShardWork,
     load_scorer,
+    needs_most,
     published,
     score_and_publish_all,
 )
@@ -52,12 +53,12 @@ def score_on_devices(
     Processes share the cores. The shards of a worker that is dead, or for `stall_seconds` has not come further, go to
     the others. Raises what a worker raised, and `CompalignError` when none is left.
     """
-    workers = _start(works[0], _sharing_cores(configs))
+    workers = _start(needs_most(works), _sharing_cores(configs))
     shares = Shares(works, len(workers))
     try:
         while shares.unfinished:
             _feed(workers, shares)
-            for worker in [item for item in workers if item.silent() > stall_seconds]:
+            for worker in [item for item in workers if item.silent() > stall_seconds and not item.pipe.poll()]:
                 workers.remove(worker)
                 worker.kill()
                 shares.hung(worker, worker.name, stall_seconds)

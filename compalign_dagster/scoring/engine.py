@@ -21,7 +21,7 @@ from compalign_dagster.images import ImageRejected, decode, no_memory
 from compalign_dagster.reward.model import Progress, RewardModel, no_progress
 from compalign_dagster.scoring.config import PRECISIONS, ScoringConfig, check_precision, decoders
 from compalign_dagster.scoring.feed import Feed, Picture
-from compalign_dagster.scoring.forward import Forward, of_images
+from compalign_dagster.scoring.forward import Forward
 from compalign_dagster.scoring.meter import Meter, in_words
 from compalign_dagster.scoring.reading import Job
 from compalign_dagster.scoring.results import ShardScores, summary, tables, total
@@ -67,7 +67,7 @@ class Scorer:
         """One reward for each of the shard's `pairs` (PAIRS), in their order.
 
         A pair whose image does not decode, or whose reward is not finite, is quarantined with its reason.
-        `progress` counts pairs.
+        `progress` counts pairs; a word that brings none says that it has come further all the same.
 
         Raises:
             InputError: for pairs of another shard, or a shard that is shorter than its index says.
@@ -123,11 +123,11 @@ class Scorer:
         with self._forward.computing():
             with meter.during("forward"):
                 counts = self.model.token_counts(captions)
-                texts = self._forward.read(captions, counts, what)
+                texts = self._forward.read(captions, counts, what, lambda: progress(0, len(captions), what))
             for batch in _batches(feed.pictures(meter), self._batch, refused):
                 with meter.during("forward"):
                     images, owned = [image for image, _ in batch], [rows for _, rows in batch]
-                    scored = self._forward.score(images, of_images(texts, owned), what)
+                    scored = self._forward.score(images, texts, owned, what)
                     computing.append(([row for rows in owned for row in rows], scored))
                     collect(self._lag)
         with meter.during("forward"):

@@ -46,11 +46,14 @@ class Forward:
         """As torch says it, such as `NVIDIA H100 80GB HBM3` or `cpu`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
-    def read(self, captions: Sequence[str], counts: Sequence[int], what: str) -> Captions:
+    def read(
+        self, captions: Sequence[str], counts: Sequence[int], what: str, beat: Callable[[], None] = lambda: None
+    ) -> Captions:
         """A shard's captions as `score` takes them: encoded, in their order, where the model reads them apart.
 
         Those of about one length are encoded together, so that little is computed on padding; `counts` are their
-        tokens. As with `score`, what does not fit into memory is tried again in halves.
+        tokens. As with `score`, what does not fit into memory is tried again in halves. `beat` is called after each
+        batch: of a large shard they take minutes, in which no pair is done.
         """
         if not (self.model.captions_apart and captions):
             return captions
@@ -62,6 +65,7 @@ class Forward:
             if encoded is not None:
                 states.append(encoded)
                 at += len(rows)
+                beat()
             elif len(rows) == 1:
                 raise self._no_room(what, why)
             else:
@@ -69,26 +73,31 @@ class Forward:
                 self._ran_out(what, f"{self.tokens} tokens of captions")
         return torch.cat(states).index_select(0, torch.from_numpy(order.argsort()).to(self.device))
 
-    def score(self, prepared: Sequence[Tensor], captions: Sequence[Captions], what: str) -> Tensor:
-        """FIGURES of each image's captions, float32 [captions, len(FIGURES)], on the device.
+    def score(
+        self, prepared: Sequence[Tensor], captions: Captions, owned: Sequence[Sequence[int]], what: str
+    ) -> Tensor:
+        """FIGURES of each image's captions, float32 [captions of them, len(FIGURES)], on the device.
 
+        `captions` are the shard's, as `read` gives them; `owned` are the rows of each image's own.
         A part that does not fit into memory is tried again in halves, and what comes later too. `CompalignError`
         about `what` where not even one image and one caption fit.
         """
         found, at = [], 0
         while at < len(prepared):
             part = slice(at, at + self.images)
-            scored = self._tried(prepared[part], captions[part], what)
+            scored = self._tried(prepared[part], captions, owned[part], what)
             if scored is not None:
                 found.append(scored)
                 at = part.stop
         return torch.cat(found)
 
-    def _tried(self, prepared: Sequence[Tensor], captions: Sequence[Captions], what: str) -> Tensor | None:
+    def _tried(
+        self, prepared: Sequence[Tensor], captions: Captions, owned: Sequence[Sequence[int]], what: str
+    ) -> Tensor | None:
         """Their figures, or None where memory ran out: smaller batches are in force then."""
-        scored, why = self._in_memory(self._score, prepared, captions)
+        scored, why = self._in_memory(self._score, prepared, captions, owned)
         if scored is None:
-            self._halve(len(prepared), sum(map(len, captions)), what, why)
+            self._halve(len(prepared), sum(map(len, owned)), what, why)
         return scored
 
     def _in_memory(self, compute: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor | None, str]:
@@ -125,12 +134,10 @@ class Forward:
             "size or model, or a larger device.",
         )
 
-    def _score(self, prepared: Sequence[Tensor], captions: Sequence[Captions]) -> Tensor:
+    def _score(self, prepared: Sequence[Tensor], captions: Captions, owned: Sequence[Sequence[int]]) -> Tensor:
         states = self._encode(self._moved(torch.stack(list(prepared))))
-        texts: Any = [text for own in captions for text in own]
-        if isinstance(captions[0], Tensor):
-            texts = torch.cat([own for own in captions if isinstance(own, Tensor)])
-        owner = torch.tensor([at for at, own in enumerate(captions) for _ in own])
+        texts = _taken(captions, [row for rows in owned for row in rows])
+        owner = torch.tensor([at for at, rows in enumerate(owned) for _ in rows])
         found = []
         for start in range(0, len(texts), self.captions):
             part = slice(start, start + self.captions)
@@ -152,12 +159,11 @@ class Forward:
             yield
 
 
-def of_images(captions: Captions, owned: Sequence[Sequence[int]]) -> list[Captions]:
-    """Each image's own of a shard's captions; `owned` are their rows."""
-    if not isinstance(captions, Tensor):
-        return [[captions[row] for row in rows] for rows in owned]
-    rows = torch.tensor([row for rows in owned for row in rows]).to(captions.device)
-    return list(captions.index_select(0, rows).split([len(rows) for rows in owned]))
+def _taken(captions: Captions, rows: list[int]) -> Captions:
+    """Those of a shard's captions, in this order."""
+    if isinstance(captions, Tensor):
+        return captions.index_select(0, torch.tensor(rows).to(captions.device))
+    return [captions[row] for row in rows]
 
 
 def fitting(widths: np.ndarray, tokens: int) -> int:

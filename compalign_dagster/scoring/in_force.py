@@ -7,10 +7,11 @@ planning (`cascade.py`), scoring with two models (`cascaded.py`).
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from compalign_dagster import decisions
 from compalign_dagster.artifacts import Artifact
+from compalign_dagster.crawl.shards import corpus_of
 from compalign_dagster.decisions import Decision
 from compalign_dagster.store import Store
 
@@ -40,9 +41,31 @@ class Cascade:
         return cls(**found) if found else None
 
 
+def without(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that changes bytes, without its cascade."""
+    return {name: value for name, value in config.items() if name != "cascade"}
+
+
+def turns_down(config: Mapping[str, Any], shard: str) -> bool:
+    """Whether the cascade of a configuration, where it has one, may turn down pairs of a shard of this name."""
+    cascade = Cascade.of(config)
+    return cascade is not None and corpus_of(shard) in cascade.reject_below
+
+
 def current(store: Store) -> Decision | None:
     """The newest decision, None before the first. Without a `cascade` in it, none is in force."""
     return decisions.current(store, DECISION)
+
+
+def adopt_plan(plan: Artifact, audit: float, *, by: str, why: str) -> Decision | None:
+    """Put a plan in force, of which this share of the rejects is audited; one that says to use none turns off."""
+    report = plan.facts["report"]
+    if not report["reject_below"]:
+        reasons = "; ".join(f"{name}: {made['reason']}" for name, made in report["plans"].items())
+        return turn_off(plan.store, by=by, why=f"{why} ({reasons})")
+    cascade = Cascade(report["cheap"], report["cheap_version"], report["reject_below"], audit)
+    scores, bound = report["model_version"], plan.manifest["config"]["bound"]
+    return adopt(plan.store, cascade, plan, scores=scores, bound=bound, by=by, why=why)
 
 
 def adopt(store: Store, cascade: Cascade, plan: Artifact, *, scores: str, bound: float, by: str, why: str) -> Decision:
@@ -66,23 +89,25 @@ def turn_off(store: Store, *, by: str, why: str) -> Decision | None:
     return _decided(store, {"action": "off"}, by, why) if current(store) else None
 
 
-def applied(store: Store, model_version: str) -> tuple[Cascade | None, str]:
-    """The cascade that scoring with this model uses, and in words why that, or why none."""
+class Applied(NamedTuple):
+    """What scoring uses."""
+
+    cascade: Cascade | None
+    said: str  # why that cascade, or why none
+    bound: float | None = None  # share of decisions that the cascade's plan lets it change
+
+
+def applied(store: Store, model_version: str) -> Applied:
+    """The cascade that scoring with this model uses."""
     now = current(store)
     if now is None or now.value["action"] == "off":
-        return None, "none is in force"
+        return Applied(None, "none is in force")
     if now.value["model_version"] != model_version:
         planned = now.value["model_version"][:12]
         said = f"decision {now.version} is not applied: it was planned for model {planned}, not {model_version[:12]}"
         log.warning("cascade: %s; plan one for this model, or turn it off", said)
-        return None, said
-    return Cascade.of(now.value), f"decision {now.version} of {now.decided}"
-
-
-def allowed(store: Store, otherwise: float) -> float:
-    """The share of decisions that the cascade in force may change; `otherwise` where none is in force."""
-    now = current(store)
-    return float(now.value.get("bound", otherwise)) if now else otherwise
+        return Applied(None, said)
+    return Applied(Cascade.of(now.value), f"decision {now.version} of {now.decided}", now.value["bound"])
 
 
 def _decided(store: Store, said: dict[str, Any], by: str, why: str) -> Decision:

@@ -27,6 +27,7 @@ from compalign_dagster.scoring.work import (
     Places,
     ShardWork,
     load_scorer,
+    needs_most,
     published,
     score_and_publish_all,
 )
@@ -77,6 +78,7 @@ class Actor:
         self._scorer: Any = None
         self._finished = deque[str]()
         self._at: tuple[str, int] | None = None
+        self._beats = 0
 
     def load(self) -> str | Failed:
         """Load the model; where this is."""
@@ -99,13 +101,16 @@ class Actor:
             return Failed.of(error)
         return None
 
-    def look(self) -> tuple[list[str], tuple[str, int] | None]:
-        """Work keys that were finished since the last look, and the unfinished one with its pairs that are done."""
+    def look(self) -> tuple[list[str], tuple[str, int] | None, int]:
+        """Work keys finished since the last look, the unfinished one with its pairs that are done, and a pulse.
+
+        The pulse is the number of steps so far: one that stands still is that of an actor that hangs.
+        """
         finished = [self._finished.popleft() for _ in range(len(self._finished))]  # the other thread may add meanwhile
-        return finished, self._at
+        return finished, self._at, self._beats
 
     def _come(self, key: str, done: int) -> None:
-        self._at = (key, done)
+        self._at, self._beats = (key, done), self._beats + 1
 
 
 @dataclass(eq=False)
@@ -116,7 +121,7 @@ class _Member:
     name: str
     busy: bool = True
     looked: float = 0.0
-    at: tuple[str, int] | None = None  # as far as it was when it last came further
+    beats: int = 0  # its pulse when it last came further
     moved: float = math.inf  # when that was; nothing to score, nothing to wait for
 
 
@@ -139,7 +144,7 @@ class _Crew:
             .options(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD", **needs.ray_options())
             .remote
         )
-        self._arguments = (works[0].model, works[0], config)
+        self._arguments = (works[0].model, needs_most(works), config)
         self._due: dict[Any, tuple[str, _Member]] = {}  # answer -> what was asked, of whom
         self._members: list[_Member] = []
         self._started, self._deaths = 0, 0
@@ -163,9 +168,9 @@ class _Crew:
                 raise found.at(member.name)
             self._lived = time.monotonic()
             if asked == "look":
-                keys, at = found
-                if keys or at != member.at:
-                    member.at, member.moved = at, time.monotonic()
+                keys, at, beats = found
+                if keys or beats != member.beats:
+                    member.beats, member.moved = beats, time.monotonic()
                 self._deaths = 0 if keys else self._deaths
                 yield from [self.shares.done(member, key) for key in keys]
                 if at and at[0] not in keys:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.compute import Needs, pick_device, worker_devices
 from compalign_dagster.errors import InputError
-from compalign_dagster.scoring.work import PairsDone, Places, ShardWork, load_scorer, published, score_and_publish_all
+from compalign_dagster.scoring.work import (
+    PairsDone,
+    Places,
+    ShardWork,
+    load_scorer,
+    needs_most,
+    published,
+    score_and_publish_all,
+)
 
 if TYPE_CHECKING:
     from compalign_dagster.scoring.config import ScoringConfig
@@ -56,7 +64,8 @@ def score_works(
 
     `config.device` is a wish (`auto`, `cpu`, `cuda`); a GPU that was asked for and is not there is an `InputError`
     before anything is loaded. `places` are the opened stores that the works name, for this process alone: others
-    open their own. All works must be of one model and one cascade. `progress` counts pairs of all works together.
+    open their own. All works must be of one model and of one cascade at most. `progress` counts pairs of all works
+    together.
     """
     where = where or Where()
     if where.engine != "ray":  # there the actors have the devices
@@ -93,7 +102,8 @@ def _engine(
 ) -> Generator[tuple[ShardWork, Artifact], None, None]:
     if where.engine == "here":
         here = _on(config, pick_device(config.device))
-        scorer = load_scorer(places or Places.of(works[0]), works[0].model, here, works[0].cascade)
+        most = needs_most(works)
+        scorer = load_scorer(places or Places.of(most), most.model, here, most.cascade)
         return score_and_publish_all(scorer, works, places, pairs_done)
     if where.engine == "devices":
         from compalign_dagster.scoring.devices import score_on_devices

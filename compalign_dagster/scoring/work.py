@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.batches import ShardStamp
 from compalign_dagster.crawl.live import IndexedShard, require_delivered
 from compalign_dagster.crawl.shards import Shard
-from compalign_dagster.errors import CompalignError
-from compalign_dagster.scoring.in_force import Cascade
+from compalign_dagster.errors import CompalignError, ConservationError
+from compalign_dagster.scoring.in_force import Cascade, turns_down, without
 from compalign_dagster.scoring.tables import CODE_VERSION
 from compalign_dagster.scoring.usage import Usage
 from compalign_dagster.store import Store, open_store
@@ -45,6 +45,7 @@ class ShardWork:
     """All that another process needs to know to score one shard; picklable, a few hundred bytes."""
 
     key: str  # work key: what is published under it is this work's outcome, whoever did it
+    whole_key: str  # the same without a cascade: the shard's rewards, where it was scored whole before
     shard: str
     delivery: ShardStamp  # the bytes that were indexed
     landing: str  # URL
@@ -62,15 +63,17 @@ class ShardWork:
 
     @classmethod
     def of(cls, item: IndexedShard, places: "Places", model: Artifact, config: Mapping[str, Any]) -> "ShardWork":
-        """The work of scoring an indexed shard with a model."""
-        key = work_key(
-            SHARD_KIND,
-            code_version=CODE_VERSION,
-            inputs=[model.facts["model_version"], item.shard, item.index_version],
-            config=config,
-        )
+        """The work of scoring an indexed shard with a model; a cascade that knows nothing of its corpus is left out."""
+
+        def key_of(config: Mapping[str, Any]) -> str:
+            inputs = [model.facts["model_version"], item.shard, item.index_version]
+            return work_key(SHARD_KIND, code_version=CODE_VERSION, inputs=inputs, config=config)
+
+        whole = without(config)
+        config = config if turns_down(config, item.shard) else whole
         return cls(
-            key,
+            key_of(config),
+            key_of(whole),
             item.shard,
             item.delivery,
             places.landing.url,
@@ -97,8 +100,17 @@ class Places:
 
 
 def published(places: Places, work: ShardWork) -> Artifact | None:
-    """What was published of this work, by whomever; None while nothing was."""
-    return artifacts.find(places.store, SHARD_KIND, work.key)
+    """What was published of this work, by whomever; None while nothing was.
+
+    A shard that was scored whole has more to say than a cascade could, and is not scored again under one.
+    """
+    found = artifacts.find(places.store, SHARD_KIND, work.whole_key)
+    return found if found or work.key == work.whole_key else artifacts.find(places.store, SHARD_KIND, work.key)
+
+
+def needs_most(works: Sequence[ShardWork]) -> ShardWork:
+    """One of the works, of which a scorer is loaded that can do all of them: with a cascade, where any has one."""
+    return next((work for work in works if work.cascade), works[0])
 
 
 def load_scorer(
@@ -121,12 +133,6 @@ def _load(places: Places, model: str, config: "ScoringConfig") -> "Scorer":
     with tempfile.TemporaryDirectory() as folder:
         network = load_model(artifact.checkout(Path(folder, "model")))
     return Scorer(network, artifact.facts["model_version"], config)
-
-
-def score_and_publish(scorer: "Scorer | CascadedScorer", work: ShardWork, places: Places | None = None) -> Artifact:
-    """Score one shard and publish its tables; what is there already, or was published meanwhile, is returned."""
-    ((_, artifact),) = score_and_publish_all(scorer, [work], places)
-    return artifact
 
 
 def score_and_publish_all(
@@ -183,6 +189,13 @@ def publish_scores(
     """Publish a scored shard under its work key; the artifact of whoever was first."""
     require_delivered(places.landing, work.delivery)
     tables = {"scores": result.scores, "quarantine": result.quarantine}
+    if result.rejected and not work.cascade:  # the scorer's is not the work's
+        raise ConservationError(
+            f"scores of shard {work.shard}",
+            expected=f"all {work.pairs} pairs of a shard that is scored whole",
+            found=f"{len(result.rejected)} of them turned down",
+            remedy="This is a fault of the program; please report it.",
+        )
     models, counts = [work.model], {}
     if work.cascade and result.rejected is not None and result.audited is not None:
         tables |= {"rejected": result.rejected, "audited": result.audited}

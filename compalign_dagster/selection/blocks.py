@@ -9,22 +9,21 @@ after everything else of a pair was purged.
 
 import re
 import tempfile
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster import artifacts, decisions, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import InputError
+from compalign_dagster.hosts import hosts_of, normal_host
 from compalign_dagster.selection import reasons
 from compalign_dagster.store import Store
 from compalign_dagster.versions import digest_bytes, digest_json, work_key
@@ -44,6 +43,7 @@ BLOCKS = pa.schema(
         parquet.column("request", pa.string(), "who asked: the request's name"),
     ]
 )
+_NAME = f"latest/{KIND}"
 _HEX = {"pair_id": 32, "image_sha256": 64, "url": 64, "image_near": 16}
 _MOST_BITS = 16
 _LONGEST_URL = 8_192
@@ -60,8 +60,6 @@ _NOTHING = pl.DataFrame(
     }
 )
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*:[/\\]+([^/\\?#]*)", re.IGNORECASE)
-_IGNORED = str.maketrans("", "", "\t\n\r")  # browsers leave them out of a URL
 
 
 @dataclass(frozen=True, order=True)
@@ -112,7 +110,7 @@ def _checked(kind: str, value: str) -> str:
 
 def _host(value: str) -> str:
     """A host as it is compared. One label alone would be a whole top-level domain, so it is refused."""
-    host = _normal(value.strip().removeprefix("*.")) or ""
+    host = normal_host(value.strip().removeprefix("*.")) or ""
     labels = host.split(".")
     if len(host) <= 253 and len(labels) > 1 and all(map(_LABEL.fullmatch, labels)):
         return host
@@ -132,34 +130,27 @@ def url_digest(url: str) -> str:
     return digest_bytes(url.encode("utf-8", "surrogatepass"))
 
 
-def host_of(url: str) -> str | None:
-    """The host of a URL as it is compared: as browsers find it, lower case, IDNA; None where there is none."""
-    found = _AUTHORITY.match(url.translate(_IGNORED).strip())
-    if not found:
-        return None
-    place = found.group(1).rpartition("@")[2]
-    if not place.startswith("["):
-        return _normal(place.partition(":")[0])
-    try:
-        return ip_address(place[1:].partition("]")[0]).compressed
-    except ValueError:
-        return None
-
-
-def _normal(host: str) -> str | None:
-    """Lower case, compatibility forms and full-width dots resolved, punycode, without a final dot."""
-    text = unicodedata.normalize("NFKC", unquote(host)).casefold().replace("\u3002", ".").strip(".")
-    if not text.isascii():
-        try:
-            text = text.encode("idna").decode()
-        except UnicodeError:
-            return text
-    return text or None
-
-
 def in_force(store: Store) -> Artifact | None:
-    """The newest block list, or None before the first."""
-    return latest.latest(store, KIND)
+    """The newest block list, or None before the first. `CompalignError` when it is gone."""
+    return numbered(store)[0]
+
+
+def numbered(store: Store) -> tuple[Artifact | None, int]:
+    """As `in_force`, and its number as a decided fact: a later list has a larger one; 0 before the first."""
+    return latest.numbered(store, KIND) if decisions.current(store, _NAME) else (None, 0)
+
+
+def number_of(artifact: Artifact) -> int:
+    """The number of the block list that a dataset or a list names among its inputs; 0 where it names none.
+
+    A list that came back by a withdrawal counts from when it came back.
+    """
+    named = [item.key for item in artifact.inputs if item.kind == KIND]
+    now = decisions.current(artifact.store, _NAME) if named else None
+    if now is None or now.value["manifest"] in named:
+        return now.version if now else 0
+    made = decisions.history(artifact.store, _NAME)
+    return max((fact.version for fact in made if fact.value["manifest"] in named), default=0)
 
 
 def entries(listed: Artifact | None) -> pa.Table:
@@ -176,8 +167,8 @@ def add(store: Store, new: Iterable[Entry]) -> Artifact:
     return _revise(store, lambda now: now | wanted)
 
 
-def withdraw(store: Store, request: str) -> Artifact:
-    """The block list without the entries of a request. What was purged does not come back.
+def withdraw(store: Store, request: str, *, but: Collection[Entry] = ()) -> Artifact:
+    """The block list without the entries of a request, other than those in `but`: what was purged stays blocked.
 
     Raises:
         InputError: when the list has no entry of this request.
@@ -189,7 +180,7 @@ def withdraw(store: Store, request: str) -> Artifact:
             found="none",
             remedy="`compalign takedown --list` shows the requests.",
         )
-    return _revise(store, lambda now: {item for item in now if item.request != request})
+    return _revise(store, lambda now: {item for item in now if item.request != request or item in but})
 
 
 def _revise(store: Store, change: Any) -> Artifact:
@@ -269,12 +260,12 @@ def _by_host(rows: pl.DataFrame, listed: pl.DataFrame) -> pl.Series:
     """The listed hosts that each URL is of: its own, and those above it."""
     hosts = set(listed["value"])
 
-    def listed_above(url: str) -> list[str]:
-        labels = (host_of(url) or "").split(".")
+    def listed_above(host: str) -> list[str]:
+        labels = host.split(".")
         above = (".".join(labels[at:]) for at in range(len(labels)))
         return [host for host in above if host in hosts]
 
-    return _each(rows["url"], listed_above)
+    return _each(hosts_of(rows["url"]), listed_above)
 
 
 def _by_looks(rows: pl.DataFrame, listed: pl.DataFrame) -> pl.Series:

@@ -1,6 +1,6 @@
 """`current`: the filtered dataset that readers should use, a numbered fact that moves last and never back by itself.
 
-A slow run under an older policy, or on an older ledger, may end after a newer one. Its dataset is
+A slow run under an older policy or block list, or on an older ledger, may end after a newer one. Its dataset is
 published like any other, but `current` stays. Going back is for people (`restore`): a new decision with an
 old value. It holds: no run moves `current` away from what a person restored, until a person adopts another policy or
 lets go of it (`follow`), or until the block list changes, for what has to go must not stay current.
@@ -12,6 +12,7 @@ from typing import Any
 
 from compalign_dagster import artifacts, decisions
 from compalign_dagster.artifacts import Artifact
+from compalign_dagster.errors import InputError
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import blocks
 from compalign_dagster.store import Store
@@ -25,10 +26,11 @@ def move(dataset: Artifact, *, policy: int, ledger: int) -> bool:
     """Make this the current dataset unless it would go back, and return whether it is the current one.
 
     `policy` and `ledger` are the versions, as decided facts, of what the dataset was made by and from;
-    going back is an older one of either. Nothing is written when neither it nor they have changed; the
-    same dataset by a newer policy is a new version, so that what ran in between cannot replace it.
+    going back is an older one of either, or of the block list that the dataset names. Nothing is written when
+    neither it nor they have changed; the same dataset by a newer policy is a new version, so that what ran in
+    between cannot replace it.
     """
-    order = {"policy": policy, "ledger": ledger}
+    order = {"policy": policy, "ledger": ledger, "blocks": blocks.number_of(dataset)}
     value = {
         "manifest": dataset.manifest_key,
         "data_version": dataset.data_version,
@@ -37,7 +39,7 @@ def move(dataset: Artifact, *, policy: int, ledger: int) -> bool:
     }
 
     def choose(now: decisions.Decision | None) -> dict[str, Any] | None:
-        stays = now is not None and (now.value == value or _goes_back(now, order) or _is_held(now, dataset, policy))
+        stays = now is not None and (now.value == value or _goes_back(now, order) or _is_held(now, order))
         return None if stays else value
 
     now = decisions.move(dataset.store, _NAME, choose)
@@ -49,22 +51,30 @@ def move(dataset: Artifact, *, policy: int, ledger: int) -> bool:
     return moved
 
 
-def restore(dataset: Artifact, reason: Reason, *, policy: int) -> decisions.Decision:
+def restore(dataset: Artifact, reason: Reason, *, policy: int, block_list: int) -> decisions.Decision:
     """Make this the current dataset by a decision of a person, whatever its age; it is held until `follow`.
 
-    `policy` is the number of the policy in force: only a newer one, which a person adopts, ends the hold too.
+    `policy` is the number of the policy in force, `block_list` that of the block list which the dataset was looked
+    through by: a dataset by a newer one of either ends the hold too. Raises `InputError` when one is current already.
     """
 
     def choose(now: decisions.Decision | None) -> dict[str, Any]:
         before = now.value if now else {}
+        if before.get("blocks", 0) > block_list:
+            raise InputError(
+                "restore",
+                expected="the block list to stay as it was while it was looked through",
+                found="a newer one, by which the current dataset was made",
+                remedy="Restore again: the newer block list is looked at then.",
+            )
         return {
             "manifest": dataset.manifest_key,
             "data_version": dataset.data_version,
             "manifest_sha256": dataset.manifest_sha256,
             "policy": max(policy, before.get("policy", 0)),
             "ledger": before.get("ledger", 0),
+            "blocks": block_list,
             "held": True,
-            "block_list": _newest_blocks(dataset.store),
             **_told("restore", reason, before),
         }
 
@@ -105,18 +115,10 @@ def _decided(store: Store, choose: Callable[[decisions.Decision | None], dict[st
     return found
 
 
-def _is_held(now: decisions.Decision, dataset: Artifact, policy: int) -> bool:
+def _is_held(now: decisions.Decision, order: dict[str, int]) -> bool:
     """Whether a person's choice keeps a run's dataset from becoming current."""
-    if not now.value.get("held") or policy > now.value["policy"]:
-        return False
-    blocked_by = next((item.key for item in dataset.inputs if item.kind == blocks.KIND), "")
-    return now.value["block_list"] == _newest_blocks(dataset.store) or blocked_by != _newest_blocks(dataset.store)
-
-
-def _newest_blocks(store: Store) -> str:
-    """The manifest of the block list in force, empty before the first."""
-    found = blocks.in_force(store)
-    return found.manifest_key if found else ""
+    ends = any(order[name] > now.value.get(name, 0) for name in ("policy", "blocks"))
+    return bool(now.value.get("held")) and not ends
 
 
 def _goes_back(now: decisions.Decision, order: dict[str, int]) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.selection.ranked import BIN_BITS
+from compalign_dagster.selection.counts import BIN_BITS
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.store import seekable
 
@@ -87,6 +87,13 @@ class Rows:
         frame = pl.DataFrame(pl.from_arrow(self._table(low, high)))
         row = pl.int_range(low, low + frame.height, dtype=pl.Int64, eager=True).alias("row")
         return frame.with_columns(row)
+
+    def at(self, places: np.ndarray) -> pl.DataFrame:
+        """The rows at rising positions, as `slice` gives them, read a row group at a time."""
+        groups = np.searchsorted(self._ends, places, side="right")
+        runs = np.split(places, np.flatnonzero(np.diff(groups)) + 1) if len(places) else []
+        read = [self.slice(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs]
+        return pl.concat([self.slice(0, 0), *read])
 
     def rewards(self, low: int, high: int) -> np.ndarray:
         """The rewards from row `low` to before `high`, float32 [high - low]."""

@@ -26,29 +26,22 @@ from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.tables import CUTS, LISTS, SHARDS_USED
 from compalign_dagster.selection.version import TABLES, Version, frame_of
+from compalign_dagster.selection.versions import KIND
 from compalign_dagster.store import Store
 from compalign_dagster.versions import canonical_json, work_key
 
-KIND = "filtered_dataset"
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 _SIGNALS, _GROUPS = "caption_signals", "duplicate_groups"
-
-
-def key_of(
-    store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy, config: Mapping[str, Any] | None = None
-) -> str:
-    """The work key of the version that a policy makes of ledger `rows`, known before the work.
-
-    `config` is what else changes the artifact's bytes.
-    """
-    return key_with(_others(store, rows, policy), rows, policy, config or {})
 
 
 def key_with(
     others: Mapping[str, Artifact], rows: Sequence[Mapping[str, Any]], policy: Policy, config: Mapping[str, Any]
 ) -> str:
-    """`key_of`, given what else a decision reads, by name: `block_list`, `caption_signals/<batch>`, ..."""
+    """The work key of the version that a policy makes of ledger `rows` and of `others_of` them, known before the work.
+
+    `config` is what else changes the artifact's bytes.
+    """
     return work_key(
         KIND,
         code_version=CODE_VERSION,
@@ -60,12 +53,18 @@ def key_with(
     )
 
 
-def decide(store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy) -> Version:
+def decide(
+    store: Store,
+    rows: Sequence[Mapping[str, Any]],
+    policy: Policy,
+    others: Mapping[str, Artifact] | None = None,
+) -> Version:
     """Decide on every pair of the scored shards that the ledger `rows` name, all of one model.
 
     Publishes the ranked lists that are not there yet; memory follows one batch, and the rows around the cut.
+    Who publishes the version gives the `others` that its work key was made of: they may change meanwhile.
     """
-    others = _others(store, rows, policy)
+    others = others_of(store, rows, policy) if others is None else others
     lists, reused = _lists(store, rows, policy, others)
     made = {"lists": {"made": len(lists) - reused, "reused": reused}}
     inputs = [*(artifact.as_input() for artifact in lists.values()), *(item.as_input() for item in others.values())]
@@ -106,11 +105,10 @@ def publish(
     key: str,
     *,
     config: Mapping[str, Any],
-    facts: Mapping[str, Any],
     files: Mapping[str, bytes | Path] | None = None,
     views: Mapping[str, bytes] | None = None,
 ) -> Artifact:
-    """Publish a decided version under its work key; `config`, `facts`, `files` and `views` are added to its own."""
+    """Publish a decided version under its work key; `config`, `files` and `views` are added to its own."""
     with tempfile.TemporaryDirectory() as folder:
         tables = {
             f"{name}.parquet": parquet.write(
@@ -127,13 +125,13 @@ def publish(
             code_version=CODE_VERSION,
             inputs=[ledger.as_input(), *version.inputs],
             config={"policy": policy, **config},
-            facts={**version.facts, **facts},
+            facts=version.facts,
             views=views,
         )
 
 
-def _others(store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Artifact]:
-    """What a decision reads besides the ledger's scores: the block list, signals by batch, duplicate groups."""
+def others_of(store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Artifact]:
+    """What a decision reads besides scores: `block_list`, `caption_signals/<batch>`, `duplicate_groups`."""
     found: dict[str, Artifact | None] = {blocks.KIND: blocks.in_force(store)}
     if policy.languages:
         for batch in sorted({row["batch"] for row in rows}):
@@ -170,7 +168,7 @@ def _lists(
             batch,
             by_batch[batch],
             policy.rules(),
-            blocked=blocks.matches(list(indexes), blocked) if blocked.num_rows else None,
+            blocked=blocks.matches(indexes, blocked) if blocked.num_rows else None,
             signals=others.get(f"{_SIGNALS}/{batch}"),
         )
         reused += was_there

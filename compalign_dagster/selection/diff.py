@@ -17,7 +17,6 @@ import pyarrow as pa
 from compalign_dagster.parquet import column
 from compalign_dagster.selection.causes import CAUSES, COLUMNS, ENTERED, LEFT, SIDES, Why
 from compalign_dagster.selection.cut import Rows
-from compalign_dagster.selection.hand import rows_at
 from compalign_dagster.selection.ladder import histogram
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.tables import RANKED
@@ -161,7 +160,7 @@ def _same_list(a: Version, b: Version, batch: str, why: "Why") -> pl.DataFrame:
         low, high = sorted((part["taken"], part["taken_b"]))
         places.append(np.arange(part["start"] + low, part["start"] + high, dtype=np.int64))
     with closing(Rows(b.ranked_list(batch), [*COLUMNS, "reason"])) as rows:
-        frame = rows_at(rows, np.unique(np.concatenate(places)))
+        frame = rows.at(np.unique(np.concatenate(places)))
     decided = b.with_decision(batch, frame)
     old = a.with_decision(batch, frame).select("row", reason_a="reason")
     marked = decided.join(old, on="row").join(why.as_before(batch, frame), on="row", how="left")
@@ -206,8 +205,7 @@ def _whole(version: Version, batches: list[str], add: Any) -> pl.DataFrame:
     known = [batch for batch in version.batches() if batch in batches]
     if known:
         return pl.concat([add(batch, version.decided(batch, COLUMNS)) for batch in known])
-    other = version.batches()[:1]  # its columns, none of its rows
-    return version.decided(other[0], COLUMNS).clear() if other else _NOTHING
+    return _NOTHING
 
 
 _NOTHING = pl.DataFrame(

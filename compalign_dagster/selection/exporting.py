@@ -53,8 +53,9 @@ def export(
         PairChangedError: for a kept pair whose bytes or caption are not there any more.
     """
     wanted = set(formats)
-    _require_room(folder, version, wanted)
+    earlier = _earlier(folder, version, wanted)
     folder.mkdir(parents=True, exist_ok=True)
+    _record(folder, version, earlier)  # whatever happens now, no other version is written beside these files
     files: dict[str, Entry] = {}
     if wanted & {"parquet", "croissant"}:
         about = "The kept pairs, in reading order: by batch, shard, and place in the shard."
@@ -71,6 +72,10 @@ def export(
     if "croissant" in wanted:
         text = json.dumps(croissant.describe(version, files), indent=1, ensure_ascii=False)
         files[croissant.NAME] = _written(folder / croissant.NAME, text.encode(), "This description.")
+    return _record(folder, version, {**earlier, **files})
+
+
+def _record(folder: Path, version: Version, files: Mapping[str, Entry]) -> Entry:
     record = {
         "schema_version": 1,
         "version": version.artifact.manifest_key,
@@ -81,12 +86,14 @@ def export(
     return record
 
 
-def _require_room(folder: Path, version: Version, wanted: set[str]) -> None:
-    """Nothing of another version may stay beside the new files."""
-    found = None
+def _earlier(folder: Path, version: Version, wanted: set[str]) -> dict[str, Entry]:
+    """What an earlier export of the same version left; nothing of another one may stay beside the new files."""
+    found, files = None, {}
     if (folder / RECORD).is_file():
-        there = json.loads((folder / RECORD).read_bytes()).get("data_version")
+        record = json.loads((folder / RECORD).read_bytes())
+        there = record.get("data_version")
         found = None if there == version.artifact.data_version else f"the export of version {there}"
+        files = {name: entry for name, entry in record.get("files", {}).items() if (folder / name).is_file()}
     if "tars" in wanted and any((folder / "shards").glob("*.tar")):
         found = "tars"
     if found:
@@ -96,6 +103,7 @@ def _require_room(folder: Path, version: Version, wanted: set[str]) -> None:
             found=found,
             remedy="Choose another --out.",
         )
+    return files
 
 
 def _table(path: Path, schema: pa.Schema, frames: Iterable[pl.DataFrame], about: str) -> Entry:

@@ -19,7 +19,6 @@ from compalign_dagster.selection import caps
 from compalign_dagster.selection.cut import Cut, Rows, Segment, find_cut
 from compalign_dagster.selection.deciding import groups_of
 from compalign_dagster.selection.policy import Policy
-from compalign_dagster.selection.ranked import ROW_GROUP_ROWS
 from compalign_dagster.selection.version import Version, frame_of
 
 _READERS = 4  # threads that read histograms
@@ -131,10 +130,3 @@ def _bins_of(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def caps_of(policy: Policy) -> tuple[int | None, int | None]:
     """What of a policy takes candidates away."""
     return policy.most_per_domain, policy.most_per_duplicate_group
-
-
-def rows_at(rows: Rows, places: np.ndarray) -> pl.DataFrame:
-    """The rows at rising positions, read a row group at a time."""
-    runs = np.split(places, np.flatnonzero(np.diff(places // ROW_GROUP_ROWS)) + 1) if len(places) else []
-    read = [rows.slice(int(run[0]), int(run[-1]) + 1).filter(pl.col("row").is_in(run.tolist())) for run in runs]
-    return pl.concat([rows.slice(0, 0), *read])

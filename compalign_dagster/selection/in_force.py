@@ -11,6 +11,7 @@ from compalign_dagster import decisions
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection.policy import Policy
+from compalign_dagster.settings import Settings
 from compalign_dagster.store import Store
 
 _NAME = "selection_policy"
@@ -25,6 +26,11 @@ class PolicyInForce:
     decided: str = ""  # ISO 8601, UTC; empty where nobody has decided yet
     by: str = ""  # who adopted it, where that is known
     why: str = ""
+
+
+def first_policy(settings: Settings) -> Policy:
+    """What the settings ask for, until somebody decides."""
+    return Policy(keep_fraction=settings.keep_fraction, per_corpus=dict(settings.keep_per_corpus))
 
 
 def in_force(store: Store, first: Policy) -> PolicyInForce:

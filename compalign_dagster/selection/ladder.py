@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 
 from compalign_dagster.selection import reasons
-from compalign_dagster.selection.ranked import BIN_BITS, bins
+from compalign_dagster.selection.counts import BIN_BITS, bins
+from compalign_dagster.selection.place import Key
 from compalign_dagster.selection.version import Version
-from compalign_dagster.selection.views import Key, Part
+from compalign_dagster.selection.views import Part
 
 _HEX = 2  # digits of their id by which pairs without a reward are divided
 _DIVIDED = 16**_HEX

@@ -14,7 +14,7 @@ import polars as pl
 
 from compalign_dagster.selection import reasons
 from compalign_dagster.selection.cut import Segment
-from compalign_dagster.selection.hand import BudgetCut, Hand, rows_at
+from compalign_dagster.selection.hand import BudgetCut, Hand
 from compalign_dagster.selection.policy import REST, Policy
 from compalign_dagster.selection.select import TIE_BREAK, ranked_by
 from compalign_dagster.selection.whatif import of_budget
@@ -111,7 +111,7 @@ def _around(hand: Hand, at: int, segment: Segment, taken: int, count: int) -> pl
     places = np.setdiff1d(every, segment.capped, assume_unique=True)
     edge = int(np.searchsorted(places, segment.start + taken))
     with hand.rows(at, _READ) as rows:
-        frame = rows_at(rows, places[max(0, edge - count) : edge + count])
+        frame = rows.at(places[max(0, edge - count) : edge + count])
     return frame.with_columns(kept=pl.col("row") < segment.start + taken, batch=pl.lit(hand.parts[at]["batch"]))
 
 

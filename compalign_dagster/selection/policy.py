@@ -118,6 +118,13 @@ class Policy(Rules):
 
     @model_validator(mode="after")
     def _one_budget_each(self) -> "Policy":
+        if REST in self.per_corpus or REST in self.count_per_corpus:
+            raise InputError(
+                "policy",
+                expected="names of corpora with a budget of their own",
+                found=f"{REST!r}, the name of the budget that all others share",
+                remedy="Give the shared budget's share as keep_fraction or keep_count.",
+            )
         twice = sorted(set(self.per_corpus) & set(self.count_per_corpus))
         if (self.keep_fraction is None) == (self.keep_count is None) or twice:
             raise InputError(

@@ -15,7 +15,6 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import ranked, versions
-from compalign_dagster.selection.version import Version
 from compalign_dagster.store import Store
 
 DECISION = "prune"
@@ -56,11 +55,12 @@ def plan(store: Store, keep: int, spare: Iterable[str] = (), *, now: datetime | 
     spared = [versions.find(store, name).manifest_key for name in spare]
     named = {*newest, *spared, *_named_by_decisions(store, keep), *_named_by_readers(store, keep)}
     kept = [item for age, item in published if age > young or item.manifest_key in named]
-    needed = {
-        key for item in kept if "lists.parquet" in item.names() for key in Version.open(item).lists["list_key"].unique()
-    }
+    staying = {item.manifest_key for item in kept}
+    needed = {source.key for item in kept for source in item.inputs if source.kind == ranked.KIND}
     return Plan(
-        versions=[item for _, item in sorted(published, key=lambda pair: pair[0]) if item not in kept],
+        versions=[
+            item for _, item in sorted(published, key=lambda pair: pair[0]) if item.manifest_key not in staying
+        ],
         lists=[
             item
             for item in _artifacts(store, ranked.KIND)

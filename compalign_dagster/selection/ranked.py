@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from compalign_dagster import artifacts, parquet
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.errors import ConservationError, InputError
+from compalign_dagster.hosts import hosts_of
 from compalign_dagster.selection import reasons
+from compalign_dagster.selection.counts import bins, groups, histogram
 from compalign_dagster.selection.policy import Rules
 from compalign_dagster.selection.select import OCCURRENCE, TIE_BREAK, merge_scores
 from compalign_dagster.selection.tables import GROUPS, HISTOGRAM, IDS, RANKED
@@ -28,13 +29,9 @@ from compalign_dagster.store import Store
 from compalign_dagster.versions import digest_json, work_key
 
 KIND = "ranked_pairs"
-CODE_VERSION = 1
+CODE_VERSION = 2
 ROW_GROUP_ROWS = 16_384  # what is read to look at the rows around a cut
 
-BIN_BITS = 20
-COARSE_BITS = 12
-_CAPTION_LENGTHS = (16, 32, 64, 128, 256)  # characters; the last group is open
-_SHORT_SIDES = (128, 256, 512, 1024)  # pixels
 _INDEX = [*TIE_BREAK, "image_offset", "image_length", "caption_characters", "width", "height"]
 
 
@@ -159,10 +156,13 @@ def build(
             remedy="Index and score the same shards, each once.",
         )
     frame = _with_places(scores, pairs)
+    _require_languages(frame, languages)
     frame = _with_marks(frame, blocked, "blocked", OCCURRENCE)
     frame = _with_marks(frame, languages, "language", TIE_BREAK)
     ranked = (
-        frame.with_columns(reason=_reason(rules), domain=_domain(), reward=pl.col("reward").cast(pl.Float32))
+        frame.with_columns(
+            reason=_reason(rules), domain=hosts_of(frame["url"]), reward=pl.col("reward").cast(pl.Float32)
+        )
         .sort(
             ["corpus", pl.col("reason").is_not_null(), "reward", *TIE_BREAK],
             descending=[False, False, True, *[False] * len(TIE_BREAK)],
@@ -171,13 +171,6 @@ def build(
         .select(RANKED.names)
     )
     return counted(ranked, quarantined)
-
-
-def bins(reward: np.ndarray) -> np.ndarray:
-    """The leading 20 bits of float32 rewards, uint32, in the order of the numbers; finite rewards only."""
-    bits = (reward.astype(np.float32) + np.float32(0.0)).view(np.uint32)
-    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return (ordered >> (32 - BIN_BITS)).astype(np.uint32)
 
 
 def as_table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
@@ -198,8 +191,8 @@ def counted(ranked: pl.DataFrame, quarantined: int) -> RankedList:
     refused = ranked.filter(pl.col("reason").is_not_null())
     return RankedList(
         ranked,
-        _histogram(candidates),
-        _groups(candidates),
+        histogram(candidates),
+        groups(candidates),
         at.select("pair_id", "row").sort("pair_id", "row"),
         {
             "pairs": ranked.height + quarantined,
@@ -210,58 +203,6 @@ def counted(ranked: pl.DataFrame, quarantined: int) -> RankedList:
             "segments": segments,
         },
     )
-
-
-def _histogram(candidates: pl.DataFrame) -> pl.DataFrame:
-    """Sums are added row by row in the list's order, so that they are the same on every machine."""
-    keys = candidates.select("corpus", "bin")
-    runs = keys.with_columns(run=pl.struct("corpus", "bin").rle_id().cast(pl.Int64))
-    run = runs["run"].to_numpy()
-    fit = candidates["human_fit"].to_numpy().astype(np.float64)
-    known = ~np.isnan(fit)
-    first = runs.unique("run", keep="first", maintain_order=True)
-    return first.select("corpus", "bin").with_columns(
-        pairs=pl.Series(np.bincount(run, minlength=first.height), dtype=pl.Int64),
-        sum_reward=pl.Series(
-            np.bincount(run, candidates["reward"].to_numpy().astype(np.float64), minlength=first.height),
-            dtype=pl.Float64,
-        ),
-        sum_human_fit=pl.Series(np.bincount(run, np.where(known, fit, 0), minlength=first.height), dtype=pl.Float64),
-        with_human_fit=pl.Series(np.bincount(run, known, minlength=first.height).astype(np.int64), dtype=pl.Int64),
-    )
-
-
-def _groups(candidates: pl.DataFrame) -> pl.DataFrame:
-    coarse = candidates.with_columns(
-        coarse=pl.col("bin") // (1 << (BIN_BITS - COARSE_BITS)),
-        domain=pl.col("domain").fill_null(""),
-        caption_length=labelled("caption_characters", _CAPTION_LENGTHS),
-        resolution=labelled(pl.min_horizontal("width", "height"), _SHORT_SIDES),
-    )
-    counted = [
-        coarse.group_by("corpus", pl.col(name).alias("group"), "coarse")
-        .agg(pairs=pl.len().cast(pl.Int64))
-        .with_columns(dimension=pl.lit(name))
-        for name in ("domain", "caption_length", "resolution")
-    ]
-    return pl.concat(counted).select(GROUPS.names).sort("corpus", "dimension", "group", "coarse")
-
-
-def labelled(value: str | pl.Expr, edges: Sequence[int]) -> pl.Expr:
-    """Numbers as the names of their range: `0000-0015`, `0016-0031`, ..., `1024-`; names sort like the numbers."""
-    number = pl.col(value) if isinstance(value, str) else value
-    ranges = zip((0, *edges), edges, strict=False)
-    names = [pl.when(number < high).then(pl.lit(f"{low:04d}-{high - 1:04d}")) for low, high in ranges]
-    return pl.coalesce([*names, pl.lit(f"{edges[-1]:04d}-")])
-
-
-def group_of(dimension: str) -> pl.Expr:
-    """The group that a row of a ranked list belongs to in a dimension of GROUPS."""
-    if dimension == "domain":
-        return pl.col("domain").fill_null("")
-    if dimension == "caption_length":
-        return labelled("caption_characters", _CAPTION_LENGTHS)
-    return labelled(pl.min_horizontal("width", "height"), _SHORT_SIDES)
 
 
 def _reason(rules: Rules) -> pl.Expr:
@@ -287,15 +228,6 @@ def _when(condition: pl.Expr, reason: str) -> pl.Expr:
     return pl.when(condition).then(pl.lit(reason))
 
 
-def _domain() -> pl.Expr:
-    """The host of a pair's URL, lower case; null where there is none."""
-    return (
-        pl.col("url")
-        .str.extract(r"(?i)^[a-z][a-z0-9+.-]*://(?:[^/?#@\\]*@)?(\[[^\]]*\]|[^/:?#\\]+)")
-        .str.to_lowercase()
-    )
-
-
 def _with_places(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     joined = scores.join(pairs, on=TIE_BREAK, how="inner")
     if joined.height != scores.height:
@@ -310,12 +242,24 @@ def _with_places(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return joined
 
 
+def _require_languages(frame: pl.DataFrame, languages: pl.DataFrame | None) -> None:
+    """A caption that the signals do not know must not count as one without a language."""
+    unknown = frame.join(languages, on=TIE_BREAK, how="anti") if languages is not None else frame.clear()
+    if unknown.height:
+        raise InputError(
+            "languages of captions",
+            expected="caption signals of every pair",
+            found=f"none of {unknown.height:,} pairs, such as {unknown.sort(TIE_BREAK)['pair_id'][0]}",
+            remedy="They are older than the batch's index: materialise caption_signals for the batch again.",
+        )
+
+
 def _with_marks(frame: pl.DataFrame, marks: pl.DataFrame | None, name: str, on: list[str]) -> pl.DataFrame:
     """One more column, null where nothing is said of a row."""
     if marks is None:
         return frame.with_columns(pl.lit(None, pl.String).alias(name))
     value = next(column for column in marks.columns if column not in TIE_BREAK)
-    return frame.join(marks.select(*on, pl.col(value).alias(name)), on=on, how="left")
+    return frame.join(marks.select(*on, pl.col(value).alias(name)), on=on, how="left", validate="m:1")
 
 
 def _scores(store: Store, rows: Sequence[Mapping[str, Any]], rules: Rules) -> pl.DataFrame:

@@ -3,9 +3,11 @@
 What belongs here: the questions. What does not: the pointer itself and what keeps it (`current.py`).
 """
 
+import io
 from collections.abc import Iterator
 
 from compalign_dagster import artifacts, decisions
+from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import blocks, current, versions
@@ -26,19 +28,19 @@ def restore(store: Store, name: str, reason: Reason, *, policy: int) -> decision
     artifact.verify()
     version = Version.open(artifact)
     _require_lists(version)
-    _require_none_blocked(version)
-    return current.restore(version.artifact, reason, policy=policy)
+    listed, number = blocks.numbered(store)
+    _require_none_blocked(version, listed)
+    return current.restore(version.artifact, reason, policy=policy, block_list=number)
 
 
-def blocked_pairs(version: Version) -> Iterator[tuple[str, str]]:
-    """(pair_id, reason) of every kept pair that the block list in force names; one batch is in memory at a time."""
-    store = version.artifact.store
-    listed = blocks.entries(blocks.in_force(store))
+def blocked_pairs(version: Version, block_list: Artifact | None) -> Iterator[tuple[str, str]]:
+    """(pair_id, reason) of every kept pair that a block list names; one shard's index is in memory at a time."""
+    store, listed = version.store, blocks.entries(block_list)
     if not listed.num_rows:
         return
     for batch in version.batches():
         keys = version.shards.filter(version.shards["batch"] == batch)["pairs_key"]
-        hits = blocks.matches([store.fetch(key) for key in keys], listed)
+        hits = blocks.matches((io.BytesIO(store.read(key)) for key in keys), listed)
         if hits.height:
             kept = version.kept(batch, ["pair_id", *OCCURRENCE]).select("pair_id", *OCCURRENCE)
             yield from kept.join(hits, on=OCCURRENCE).sort(OCCURRENCE).select("pair_id", "reason").iter_rows()
@@ -57,8 +59,8 @@ def _require_lists(version: Version) -> None:
             )
 
 
-def _require_none_blocked(version: Version) -> None:
-    found = list(blocked_pairs(version))
+def _require_none_blocked(version: Version, block_list: Artifact | None) -> None:
+    found = list(blocked_pairs(version, block_list))
     if found:
         shown = ", ".join(f"{pair} ({reason})" for pair, reason in found[:_SHOWN])
         raise InputError(

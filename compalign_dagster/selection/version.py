@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -121,7 +122,7 @@ class Version:
         if not places:
             return pl.DataFrame()
         with closing(Rows(artifact, RANKED.names)) as rows:
-            frame = pl.concat([rows.slice(row, row + 1) for row in places])
+            frame = rows.at(np.array(places, np.int64))
         return self.with_decision(batch, frame).with_columns(batch=pl.lit(batch))
 
     def with_decision(self, batch: str, frame: pl.DataFrame) -> pl.DataFrame:

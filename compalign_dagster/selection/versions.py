@@ -4,6 +4,7 @@ What belongs here: names and history, from the numbered facts in the store. What
 version (`version.py`), moving `current` (`current.py`).
 """
 
+import re
 from dataclasses import dataclass
 
 from compalign_dagster import artifacts, decisions
@@ -19,6 +20,7 @@ SHORTEST = 4
 """Hex digits of a work key that may stand for it."""
 
 _SHOWN = 8
+_DIGITS = re.compile(rf"[0-9a-f]{{{SHORTEST},64}}")
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ def resolve(store: Store, name: str) -> Version:
 
 def find(store: Store, name: str) -> Artifact:
     """As `resolve`, the artifact alone."""
-    known = history(store)
-    meant = _meant(store, name, known)
+    loaded = (artifacts.load(store, key) for key in _meant(store, name))
+    meant = [item for item in loaded if item is not None]
     if len(meant) == 1:
-        return meant[0].artifact
+        return meant[0]
     raise InputError(
         f"dataset version {name!r} in {store.url}",
         expected=f"`{CURRENT}`, a manifest key, or the beginning (at least {SHORTEST} digits) of one of: "
-        + _listed(known),
+        + _listed(history(store)),
         found=f"{len(meant)} of them",
         remedy="Give more digits." if len(meant) > 1 else "Name one of these, or materialise filtered_dataset first.",
     )
@@ -72,18 +74,19 @@ def history(store: Store) -> list[Published]:
     return [Published(item, made.get(key), tuple(chosen.get(key, ()))) for key, item in found if item is not None]
 
 
-def _meant(store: Store, name: str, known: list[Published]) -> list[Published]:
+def _meant(store: Store, name: str) -> list[str]:
+    """Manifest keys that a name may mean; no manifest is read."""
     if name == CURRENT:
         now = decisions.current(store, CURRENT)
-        return [item for item in known if now is not None and item.artifact.manifest_key == now.value["manifest"]]
+        return [now.value["manifest"]] if now else []
     wanted = name.removesuffix("/manifest.json").removeprefix(f"{KIND}/")
-    exact = wanted != name
-    return [
-        item
-        for item in known
-        if item.artifact.work_key == wanted
-        or (not exact and len(wanted) >= SHORTEST and item.artifact.work_key.startswith(wanted))
-    ]
+    if not _DIGITS.fullmatch(wanted):
+        return []
+    exact = f"{KIND}/{wanted}/manifest.json"
+    if wanted != name or store.exists(exact):
+        return [exact]
+    named = [*decisions.history(store, f"latest/{KIND}"), *decisions.history(store, CURRENT)]
+    return sorted({key for fact in named if (key := fact.value["manifest"]).startswith(f"{KIND}/{wanted}")})
 
 
 def _listed(known: list[Published]) -> str:

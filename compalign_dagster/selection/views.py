@@ -4,7 +4,6 @@ A group is `kept` or a reason. Rows are read by range from the ranked lists, a f
 here: which pairs a view holds, its SQL and its command. What does not: pictures and pages (`pages/`).
 """
 
-import json
 import random
 import shlex
 from bisect import bisect_right
@@ -20,6 +19,7 @@ import polars as pl
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import reasons
 from compalign_dagster.selection.cut import Rows
+from compalign_dagster.selection.place import Key, key_text
 from compalign_dagster.selection.ranked import ROW_GROUP_ROWS
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.version import Version
@@ -30,11 +30,8 @@ BEST, WORST, NEAREST, RANDOM = "best", "worst", "nearest", "random"
 ORDERS = (BEST, WORST, NEAREST, RANDOM)
 _READ = [*TIE_BREAK, "corpus", "reward", "image_offset", "image_length"]
 _THREADS = 8
+_LISTED = (*reasons.OF_ROW, *reasons.OF_CAP)  # groups whose rows are no stretch of a list
 _LAST = "\U0010ffff"
-_KINDS: tuple[tuple[type, ...], ...] = ((int, float, type(None)), (str,), (str,), (str,), (int,))
-
-Key = tuple[float | None, str, str, str, int]
-"""(reward, pair_id, shard, key, caption_index): a place in the order from best to worst; no reward comes last."""
 
 
 @dataclass(frozen=True)
@@ -69,36 +66,6 @@ class View:
         return shlex.join(words)
 
 
-def key_text(key: Key) -> str:
-    """A place as one line of JSON."""
-    return json.dumps(list(key), ensure_ascii=True)
-
-
-def parse_key(text: str) -> Key:
-    """A place from what `key_text` writes; fewer parts start in front of all that share them.
-
-    Raises `InputError` for anything else.
-    """
-    try:
-        found = json.loads(text)
-        if not isinstance(found, list) or not 1 <= len(found) <= len(_KINDS):
-            raise ValueError
-        if not all(type(part) in kinds for part, kinds in zip(found, _KINDS, strict=False)):
-            raise ValueError
-        if found[0] is not None and not np.isfinite(found[0]):
-            raise ValueError
-    except ValueError:
-        raise InputError(
-            "a place to start behind",
-            expected="[reward or null, pair_id, shard, key, caption_index] as JSON",
-            found=repr(text[:80]),
-            remedy="Copy it from a page or from the command of a view.",
-        ) from None
-    parts: list[Any] = [*found, *(0.0, "", "", "", -1)[len(found) :]]
-    reward, pair_id, shard, key, at = parts
-    return (None if reward is None else float(reward), pair_id, shard, key, at)
-
-
 def size(version: Version, group: str) -> int:
     """How many pairs a group has."""
     facts = version.facts
@@ -107,12 +74,13 @@ def size(version: Version, group: str) -> int:
 
 def rows(version: Version, view: View) -> pl.DataFrame:
     """The view's pairs in its order: `batch, row`, the tie-break's columns, corpus, reward, reason, image place."""
-    parts = [Part(version, row) for row in version.lists.sort("batch", "start").iter_rows(named=True)]
+    listed = version.lists.sort("batch", "start") if view.limit else version.lists.clear()
+    parts = [Part(version, row) for row in listed.iter_rows(named=True)]
     with ThreadPoolExecutor(_THREADS) as pool:  # what a bucket's answers take is hidden
         if view.order == RANDOM:
-            places = [found for found, _ in pool.map(lambda part: part.members(view.group), parts)]
-            chosen = _drawn_of(places, _drawn(version, view))
-            found = list(pool.map(Part.read, parts, chosen))
+            counts = list(pool.map(lambda part: part.count(view.group), parts))
+            chosen = _drawn_of(counts, _drawn(version, view))
+            found = list(pool.map(lambda part, inside: part.read(part.drawn(view.group, inside)), parts, chosen))
         else:
             found = list(pool.map(lambda part: part.read(_candidates(part, view)), parts))
     frame = pl.concat([pl.DataFrame(schema=_SCHEMA), *found])
@@ -165,6 +133,28 @@ class Part:
         places, capped = np.arange(*self.stretch(group), dtype=np.int64), self.capped()
         return (np.setdiff1d(places, capped["row"].to_numpy()) if capped.height else places), None
 
+    def count(self, group: str) -> int:
+        """How many rows the group has."""
+        if group in _LISTED:
+            return len(self.members(group)[0])
+        low, high = self.stretch(group)
+        return high - low - len(self._capped_in(low, high))
+
+    def drawn(self, group: str, numbers: np.ndarray) -> np.ndarray:
+        """Positions of the group's rows with these rising numbers, from 0."""
+        if not len(numbers):
+            return numbers
+        if group in _LISTED:
+            return self.members(group)[0][numbers]
+        low, high = self.stretch(group)
+        capped = self._capped_in(low, high)
+        before = capped - low - np.arange(len(capped))  # rows of the group before each capped one
+        return low + numbers + np.searchsorted(before, numbers, side="right")
+
+    def _capped_in(self, low: int, high: int) -> np.ndarray:
+        rows = self.capped()["row"].to_numpy()
+        return rows[(rows >= low) & (rows < high)]
+
     def stretch(self, group: str) -> tuple[int, int]:
         """The rows [low, high) that are kept, or have a reason of the cut, capped ones among them."""
         start = self.row["start"]
@@ -186,16 +176,12 @@ class Part:
         return (found if reason is None else found.filter(reason=reason)).sort("row")
 
     def read(self, places: np.ndarray) -> pl.DataFrame:
-        """The rows at these positions, a row group at a time, with `batch`, `row` and the `cut` of their budget."""
+        """The rows at these rising positions, with `batch`, `row` and the `cut` of their budget."""
         if not len(places):
             return pl.DataFrame(schema=_SCHEMA)
-        groups = places // ROW_GROUP_ROWS
         with closing(Rows(self.artifact, _READ)) as rows:
-            read = [
-                rows.slice(int(inside.min()), int(inside.max()) + 1).filter(pl.col("row").is_in(inside.tolist()))
-                for inside in (places[groups == group] for group in np.unique(groups))
-            ]
-        return pl.concat(read).select(
+            read = rows.at(places)
+        return read.select(
             pl.lit(self.row["batch"]).alias("batch"), "row", *_READ, pl.lit(self.cut, pl.Float64).alias("cut")
         )
 
@@ -246,14 +232,10 @@ def _drawn(version: Version, view: View) -> list[int]:
     return sorted(random.Random(view.seed).sample(range(total), min(view.limit, total)))
 
 
-def _drawn_of(places: Sequence[np.ndarray], drawn: Sequence[int]) -> list[np.ndarray]:
-    """The drawn ones of places that follow each other, part by part."""
-    ends = np.cumsum([len(part) for part in places])
-    found = []
-    for part, end in zip(places, ends, strict=True):
-        inside = [at - (end - len(part)) for at in drawn if end - len(part) <= at < end]
-        found.append(part[inside])
-    return found
+def _drawn_of(counts: Sequence[int], drawn: Sequence[int]) -> list[np.ndarray]:
+    """The drawn ones of rows that follow each other, by their number in each part."""
+    ends, rising = np.cumsum([0, *counts], dtype=np.int64), np.array(drawn, np.int64)
+    return [rising[slice(*np.searchsorted(rising, ends[at : at + 2]))] - ends[at] for at in range(len(counts))]
 
 
 def _candidates(part: Part, view: View) -> np.ndarray:

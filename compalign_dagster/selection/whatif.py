@@ -15,21 +15,21 @@ import numpy as np
 import polars as pl
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.selection.hand import BudgetCut, Hand, caps_of, rows_at
+from compalign_dagster.selection.counts import BIN_BITS, COARSE_BITS, bins, group_of
+from compalign_dagster.selection.hand import BudgetCut, Hand, caps_of
 from compalign_dagster.selection.policy import REST, Policy
-from compalign_dagster.selection.ranked import BIN_BITS, COARSE_BITS, ROW_GROUP_ROWS, bins, group_of
+from compalign_dagster.selection.ranked import ROW_GROUP_ROWS
 from compalign_dagster.selection.version import Version, frame_of
 
-DIMENSIONS = ("domain", "caption_length", "resolution")
-OTHERS = "/others"
-"""All domains but the largest; a slash is in no host's name."""
+OTHERS = "/Others"
+"""All domains but the largest; the name of a host is lower case."""
 
 _MOST_DOMAINS = 20
 _TO_COARSE = BIN_BITS - COARSE_BITS
 _READ = ["reward", "human_fit", "domain", "caption_characters", "width", "height"]
 _CHUNK = 64 * ROW_GROUP_ROWS
 _READERS = 4  # threads that read rows at a cut
-_AT_ONCE = 64  # parts whose rows at a cut are in memory together
+_AT_ONCE = 64  # parts whose counts at a cut are in memory together
 _SUMS = ("sum_reward", "sum_human_fit", "with_human_fit")
 _COUNTED = {"step": pl.Int64, "dimension": pl.String, "group": pl.String, "kept": pl.Int64}
 
@@ -97,16 +97,15 @@ def what_if(hand: Hand | Version, policy: Policy, *, most_domains: int | None = 
         edges += [(at, place, taken) for at, taken in zip(parts, cut.taken, strict=True)]
     sums, counted = np.zeros(len(_SUMS)), []
 
-    def boundary(edge: tuple[int, int, int]) -> tuple[np.ndarray, pl.DataFrame, pl.DataFrame]:
+    def boundary(edge: tuple[int, int, int]) -> tuple[np.ndarray, pl.DataFrame]:
         return _boundary(hand, *edge, capped=hand.capped_rows(capped, edge[0]))
 
     with ThreadPoolExecutor(_READERS) as readers:
         whole = readers.submit(_sums_above, hand, above), readers.submit(_groups_above, hand, above)
         for first in range(0, len(edges), _AT_ONCE):
             read = list(readers.map(boundary, edges[first : first + _AT_ONCE]))
-            sums += np.sum([added for added, _, _ in read], axis=0)
-            counted.append(_counts(pl.concat([rows for _, rows, _ in read])))
-            counted.append(_counts(pl.concat([away for _, _, away in read])).with_columns(-pl.col("kept")))
+            sums += np.sum([added for added, _ in read], axis=0)
+            counted.append(_together([found for _, found in read]))
         sums += whole[0].result()
         counted.append(whole[1].result())
     return _outcome(hand, policy, cuts, sums, _together(counted), most_domains)
@@ -142,20 +141,19 @@ def curve(
     ]
 
 
-def _boundary(
-    hand: Hand, at: int, place: int, taken: int, capped: np.ndarray
-) -> tuple[np.ndarray, pl.DataFrame, pl.DataFrame]:
-    """What rows at a cut add to the sums of its bins above, those rows, and the capped rows above the cut.
+def _boundary(hand: Hand, at: int, place: int, taken: int, capped: np.ndarray) -> tuple[np.ndarray, pl.DataFrame]:
+    """What rows at a cut add to the sums and to the groups' counts of its bins above, capped rows taken away.
 
-    The rows are those of the groups' bin, the sums those of the histogram's, which is a part of it.
+    The counts are of rows in the groups' bin, the sums of those in the histogram's, which is a part of it.
     """
     (found, counts), start = hand.bins[at], hand.parts[at]["start"]
     fine = start + int(counts[found > place].sum())
     coarse = start + int(counts[found >> _TO_COARSE > place >> _TO_COARSE].sum())
     with hand.rows(at, _READ) as rows:
         edge = rows.slice(coarse, start + taken)
-        away = rows_at(rows, capped[capped < start + taken])
-    return _summed(edge.filter(pl.col("row") >= fine)) - _summed(away), edge, away
+        away = rows.at(capped[capped < start + taken])
+    less = _counts(away).with_columns(-pl.col("kept"))
+    return _summed(edge.filter(pl.col("row") >= fine)) - _summed(away), _together([_counts(edge), less])
 
 
 def _steps(

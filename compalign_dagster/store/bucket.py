@@ -268,9 +268,10 @@ class BucketStore:
         try:
             self.client.put_object(**place, Body=data, IfMatch=f'"{stamp}"')
         except FAILURES as error:
-            if status_of(error) in {409, 412}:
+            if status_of(error) not in {409, 412}:
+                raise explain(error, "replace", url, self.client) from None
+            if not self.exists(key) or self.read(key) != data:  # a repetition may hide that the first attempt landed
                 raise changed(f"replace {url}") from None
-            raise explain(error, "replace", url, self.client) from None
 
     def delete(self, key: str) -> None:
         place, url = self._place(key)

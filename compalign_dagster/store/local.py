@@ -1,6 +1,7 @@
 """A store in a folder of this machine."""
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -23,6 +24,7 @@ from compalign_dagster.store.base import (
 )
 from compalign_dagster.store.disk import NO_OBJECT, explain_delete, explain_read, explain_write
 
+_LOCK = ".replacing"  # hidden, so not an object; held between the look at an object and its replacement
 _LOG = logging.getLogger(__name__)
 
 
@@ -133,13 +135,14 @@ class LocalStore:
         temporary = target.parent / f".{uuid.uuid4().hex}.part"
         try:
             _write(temporary, source)
-            if self.stat(key).stamp != stamp:
-                raise changed(str(target))
-            before = target.stat().st_mtime_ns
-            if temporary.stat().st_mtime_ns <= before:  # two writes within a tick of the file system's clock
-                os.utime(temporary, ns=(before + 1, before + 1))
-            others = _hidden_names(target)
-            temporary.replace(target)
+            with _locked(self.root / _LOCK):
+                if self.stat(key).stamp != stamp:
+                    raise changed(str(target))
+                before = target.stat().st_mtime_ns
+                if temporary.stat().st_mtime_ns <= before:  # two writes within a tick of the file system's clock
+                    os.utime(temporary, ns=(before + 1, before + 1))
+                others = _hidden_names(target)
+                temporary.replace(target)
             for name in others:
                 name.unlink(missing_ok=True)
             self._sync_names(target.parent)
@@ -179,6 +182,14 @@ class LocalStore:
             if os.access(level, os.R_OK):  # one that may not be opened cannot be synced; we made nothing in it
                 _sync(level)
         self._has_a_name = True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """No other process or thread is inside at the same time; the lock goes with the process that holds it."""
+    with path.open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

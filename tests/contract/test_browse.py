@@ -1,9 +1,12 @@
 """Every view of a dataset's pages says how to get the same pairs: command and SQL, harvested from the page and run."""
 
 import html
+import http.client
 import re
 import shlex
+import threading
 from typing import NamedTuple
+from urllib.parse import quote
 
 import duckdb
 import pytest
@@ -14,6 +17,7 @@ from compalign_dagster.cli.main import run
 from compalign_dagster.errors import InputError
 from compalign_dagster.lineage.audit_db import build
 from compalign_dagster.pages.browse import Browser
+from compalign_dagster.pages.server import serve
 from compalign_dagster.selection import current
 from compalign_dagster.selection.in_force import adopt
 from compalign_dagster.selection.policy import Policy
@@ -179,6 +183,48 @@ def test_other_paths_are_none_of_the_drawn_pages(small, path):
 def test_a_drawn_page_of_what_is_not_there_is_refused_by_name(small, path, query):
     with pytest.raises(InputError):
         Browser(small.store, small.landing)(path, query)
+
+
+HOSTILE_PLACES = [
+    "[1" + "0" * 400 + "]", "[1" + "0" * 5000 + "]", "[" * 3000, '{"a":' * 3000, '[0,"\\ud800"]', '[0,"a","\\udfff"]',
+    "[1e999]", "[-1e999]", "[NaN]", "[0,[]]", '[0,"","","",1e9]', '[null,"","","",true]', "\x00", "\ud800",
+]  # fmt: skip
+HOSTILE_BUT_SOUND = ['[0,"\\u0000"]', '[0,"\'; drop table decided; --"]', '[0,"","","",' + "9" * 300 + "]", "[null]"]
+
+
+@pytest.fixture(scope="module")
+def answered(small):
+    """What the page server answers to a path: (status, first line)."""
+    server = serve(small.store, 0, Browser(small.store, small.landing))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def ask(path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+        connection.putrequest("GET", path, skip_host=True)
+        connection.putheader("Host", "127.0.0.1")
+        connection.endheaders()
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, text
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", ["after", "until"])
+def test_the_server_refuses_every_place_that_is_none_with_one_line_and_goes_on(answered, name):
+    for place in HOSTILE_PLACES:
+        status, text = answered(f"/browse/current/below_cut?{name}={quote(place, errors='surrogatepass')}")
+        assert 400 <= status < 500, place[:40]
+        assert len(text.splitlines()) == 1, place[:40]
+    for place in HOSTILE_BUT_SOUND:
+        assert answered(f"/browse/current/below_cut?{name}={quote(place)}")[0] == 200, place[:40]
+    assert answered("http://[/browse")[0] == 400
+    assert answered("/browse/current/below_cut")[0] == 200
 
 
 def test_a_shard_that_is_gone_or_another_one_costs_pictures_and_nothing_else(small, database):

@@ -1,15 +1,19 @@
 """`compalign verify` and `compalign seal`, as an auditor uses them."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import polars as pl
 import pytest
 
 from compalign_dagster import latest
 from compalign_dagster.cli import main as front
-from compalign_dagster.lineage import takedown
+from compalign_dagster.lineage import landed, takedown
+from compalign_dagster.lineage.trace import Sought, trace
+from compalign_dagster.lineage.verify import Wanted, verify_version
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import current
 from compalign_dagster.selection.blocks import entry
@@ -17,7 +21,8 @@ from compalign_dagster.selection.in_force import adopt
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.signals.language import MODEL
 from compalign_dagster.versions import canonical_json
-from tests.support.small_version import SmallStore, small_store
+from tests.support.shard_builder import samples, tar
+from tests.support.small_version import HOSTS, SmallStore, small_store
 from tests.support.tampering import Tampered
 
 pytestmark = [pytest.mark.slow]
@@ -90,6 +95,102 @@ def test_a_landed_shard_that_was_written_over_is_named(small, compalign):
         path.write_bytes(before)
 
 
+def test_landed_shards_that_cannot_be_looked_at_are_never_taken_for_sound(small, compalign, tmp_path):
+    landing, away = small.home / "landing", tmp_path / "away"
+    shutil.move(landing, away)
+    try:
+        code, out, err = compalign("verify")
+        assert (code, "no fault found" in out) == (2, False)
+        assert "landed shards" in err
+        keys = tmp_path / "key.pem"
+        compalign("seal", "--new-key", keys, "--name", "release team")
+        assert compalign("seal", "current", "--key", keys, "--out", tmp_path / "seal.json")[0] == 2
+        code, out, _ = compalign("verify", "--store", small.home / "store")  # not this profile's landing
+        assert code == 0
+        assert "landed bytes: not looked at" in out
+        assert compalign("verify", "--store", small.home / "store", "--landing", away)[0] == 0
+    finally:
+        shutil.move(away, landing)
+
+
+def test_label_exports_that_are_gone_are_named(small, compalign, tmp_path):
+    shutil.move(small.home / "labels", tmp_path / "labels")
+    try:
+        code, out, _ = compalign("verify")
+    finally:
+        shutil.move(tmp_path / "labels", small.home / "labels")
+    assert code == 1
+    assert "label_export: it is gone" in out
+
+
+def test_a_version_is_not_sealed_while_a_landed_shard_is_another_one(small, compalign, tmp_path):
+    compalign("seal", "--new-key", tmp_path / "key.pem", "--name", "release team")
+    path = next((small.home / "landing").rglob("*.tar"))
+    before = path.read_bytes()
+    arguments = ("seal", "current", "--key", tmp_path / "key.pem", "--out", tmp_path / "seal.json")
+    try:
+        path.write_bytes(before.replace(b"picture", b"forgery"))
+        code, out, _ = compalign(*arguments)
+        assert (code, str(path) in out) == (1, True)
+        code, out, _ = compalign(*arguments, "--store", small.home / "store")
+        assert (code, "landed bytes were not looked at" in out) == (0, True)
+    finally:
+        path.write_bytes(before)
+
+
+def test_what_was_recorded_before_a_version_and_is_not_in_its_block_list_is_a_fault(tmp_path, monkeypatch, capsys):
+    small = small_store(tmp_path / "home", batches=1, shards=1, pairs=6)
+    dead = asdict(entry("url_host", HOSTS[0], request="dead"))
+    said = {"version": 1, "value": {"action": "request", "entries": [dead], "by": "x", "why": "y"}}
+    small.store.put_new(
+        "decisions/takedowns/00000001.json", canonical_json({**said, "decided": "2001-01-01T00:00:00+00:00"})
+    )
+    small.filter(keep_fraction="0.5")
+    monkeypatch.setenv("COMPALIGN_HOME", str(small.home))
+    assert front.run(["verify"]) == 1
+    assert f"without url_host {HOSTS[0]} of request dead" in capsys.readouterr().out
+    takedown.enforce(small.store)
+    small.filter(keep_fraction="0.5")
+    assert front.run(["verify"]) == 0, capsys.readouterr().out
+
+
+def test_a_shard_that_left_and_came_back_is_no_fault_and_not_superseded(tmp_path):
+    small = small_store(tmp_path / "home", batches=2, shards=2, pairs=6)
+    path = small.home / "landing" / "web" / "00000.tar"
+    data = path.read_bytes()
+    away = shutil.copy2(path, tmp_path)
+    small.remove("web/00000.tar")
+    shutil.copy2(away, path)  # of the same time: its index is the one that was made before
+    small.settle()
+    version = small.filter(keep_fraction="0.5").artifact
+    report = verify_version(small.store, version.manifest_key, Wanted(landing=small.landing))
+    assert (report.faults, report.landed.superseded) == ([], [])
+    (delivery,) = [item for item in landed.deliveries(report.chain) if item.shard == "web/00000.tar"]
+    assert delivery.batches == {small.batches[0], small.batches[-1]}
+    told = trace(small.store, Sought(shard="web/00000.tar", key="again"))["pairs"]
+    assert [(pair["landed"]["batch"], pair["landed"]["live"]) for pair in told] == [(small.batches[-1], True)]
+    path.write_bytes(data.replace(b"picture", b"forgery"))
+    report = verify_version(small.store, version.manifest_key, Wanted(landing=small.landing))
+    assert [fault.where for fault in report.faults] == [str(path)]
+
+
+def test_names_from_files_do_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
+    small = small_store(tmp_path / "home", batches=1, shards=1, pairs=6)
+    hostile = small.home / "landing" / "w\x1b[2J\u202eb" / "00076.tar"
+    hostile.parent.mkdir()
+    hostile.with_name("00078.tar").write_bytes(tar(samples(6, 800)))
+    hostile.write_bytes(tar(samples(6, 700)))
+    small.settle()
+    small.filter(keep_fraction="0.5")
+    hostile.unlink()
+    small.index()
+    monkeypatch.setenv("COMPALIGN_HOME", str(small.home))
+    front.run(["verify"])
+    out = capsys.readouterr().out
+    assert "00076.tar" in out
+    assert not any(not character.isprintable() and character != "\n" for character in out)
+
+
 def test_a_store_whose_pointer_was_destroyed_can_be_verified_by_manifest_key(small, compalign):
     newest = [item.key for item in small.store.list("decisions/current/")][-1]
     manifest = json.loads(small.store.read(newest))["value"]["manifest"]
@@ -138,6 +239,7 @@ def test_what_a_takedown_emptied_is_redacted_and_not_a_fault_and_stays_sealed(tm
     out = capsys.readouterr().out
     assert (code, "FAULT" in out) == (0, False), out
     assert "\nredacted: " in out
+    assert "seal: looked at; 1 records of redactions are younger than it" in out
 
     after = small.filter(policy)
     assert front.run(["verify"]) == 0, capsys.readouterr().out

@@ -3,9 +3,10 @@
 `prepare` makes it in a second or two, for tests that score in several processes: all of it lies in folders.
 """
 
+from collections.abc import Mapping
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from compalign_dagster import artifacts, decisions
 from compalign_dagster.artifacts import Artifact
@@ -13,7 +14,7 @@ from compalign_dagster.crawl.live import indexed_shards
 from compalign_dagster.reward.promoted import promoted
 from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.where import Where, score_works
-from compalign_dagster.scoring.work import SHARD_KIND, Places, ShardWork
+from compalign_dagster.scoring.work import SHARD_KIND, Places, ShardWork, score_and_publish_all
 from compalign_dagster.store import LocalStore
 from tests.support.tiny_reward import crawl_shard, tiny_config, tiny_data
 
@@ -51,11 +52,17 @@ def places_of(home: Path) -> Places:
     return Places(LocalStore(home / "store"), LocalStore(home / "landing"))
 
 
-def works_of(home: Path) -> list[ShardWork]:
-    """The work of every shard, in the order of their names."""
+def works_of(home: Path, config: Mapping[str, Any] = BYTES) -> list[ShardWork]:
+    """The work of every shard, in the order of their names, in a configuration that changes bytes."""
     places = places_of(home)
     model = promoted(places.store)
-    return [ShardWork.of(item, places, model, BYTES) for item in indexed_shards(places.store)]
+    return [ShardWork.of(item, places, model, config) for item in indexed_shards(places.store)]
+
+
+def score_and_publish(scorer: Any, work: ShardWork, places: Places | None = None) -> Artifact:
+    """Score one shard and publish its tables; what is there already, or was published meanwhile, is returned."""
+    ((_, artifact),) = score_and_publish_all(scorer, [work], places)
+    return artifact
 
 
 def scored(home: Path, where: Where | None = None) -> dict[str, Artifact]:

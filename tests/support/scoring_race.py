@@ -25,7 +25,7 @@ def race(home: Path, *, bug: bool = False) -> list[dict[str, Any]]:
 def _compete(home: Path, barrier: Any, told: Any, bug: bool) -> None:
     from compalign_dagster.scoring import work as module
     from compalign_dagster.store import LocalStore
-    from tests.support.scoring import REFERENCE, places_of, works_of
+    from tests.support.scoring import REFERENCE, places_of, score_and_publish, works_of
 
     put_new, wrote, publish = LocalStore.put_new, [], module.publish_scores
 
@@ -50,7 +50,7 @@ def _compete(home: Path, barrier: Any, told: Any, bug: bool) -> None:
     LocalStore.put_new = put  # type: ignore[method-assign]
     module.publish_scores = at_once
     (work,) = works_of(home)
-    artifact = module.score_and_publish(module.load_scorer(places_of(home), work.model, REFERENCE), work)
+    artifact = score_and_publish(module.load_scorer(places_of(home), work.model, REFERENCE), work)
     time.sleep(0.5)  # until the other has written, should it overwrite
     manifest = LocalStore(home / "store").read(artifact.manifest_key).decode()
     told.put({"worker": artifact.facts["worker"], "manifest": manifest, "wrote": wrote[0]})

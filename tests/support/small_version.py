@@ -20,7 +20,7 @@ Shards alternate between the corpora of `CORPORA`.
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,7 +311,7 @@ def _promote(small: SmallStore, name: str) -> Artifact:
 
 def _publish_version(small: SmallStore, policy: Policy, *, move: bool) -> Version:
     """As `filtered_dataset` does it, without its pages."""
-    from compalign_dagster.selection import current, deciding
+    from compalign_dagster.selection import current, deciding, versions
     from compalign_dagster.selection.in_force import adopt
 
     ledger, number = latest.numbered(small.store, "score_ledger")
@@ -319,16 +319,17 @@ def _publish_version(small: SmallStore, policy: Policy, *, move: bool) -> Versio
     rows = parquet.read(ledger.fetch("ledger.parquet")).to_pylist()
     rows = [row for row in rows if row["model_version"] == covered["model_version"]]
     config = {"reshard": False, "coverage": covered["coverage"]}
-    key = deciding.key_of(small.store, rows, policy, config)
+    others = deciding.others_of(small.store, rows, policy)
+    key = deciding.key_with(others, rows, policy, config)
 
     def make() -> Artifact:
         facts = {"coverage": covered["coverage"], "model_version": covered["model_version"]}
         facts |= {"policy": policy.model_dump(mode="json")}
-        return deciding.publish(
-            deciding.decide(small.store, rows, policy), ledger, key, config=config, facts=facts, views=_PAGE
-        )
+        decided = deciding.decide(small.store, rows, policy, others)
+        decided = replace(decided, facts={**decided.facts, **facts})
+        return deciding.publish(decided, ledger, key, config=config, views=_PAGE)
 
-    artifact, _ = latest.reuse_or_make(small.store, deciding.KIND, key, make)
+    artifact, _ = latest.reuse_or_make(small.store, versions.KIND, key, make)
     if move:
         adopted = adopt(small.store, policy)
         current.move(artifact, policy=adopted.version, ledger=number)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compalign_dagster.store import AccessDeniedError, InconclusiveWriteError, TransientStoreError
+from compalign_dagster.store import AccessDeniedError, InconclusiveWriteError, ObjectChangedError, TransientStoreError
 from compalign_dagster.store.bucket import BucketStore
 from compalign_dagster.store.upload import Upload
 from tests.support import fault_proxy as fault
@@ -320,3 +320,15 @@ def test_the_planted_bug_of_an_unconditional_completion_replaces_an_object(s3, f
     scene.store.put_new("k", large)
     with pytest.raises(AssertionError):
         scene.check_nothing_was_lost(THEIRS)
+
+
+@pytest.mark.parametrize("lost", [fault.cut_answer, fault.lose_to_error])
+def test_a_replacement_that_landed_is_told_so_when_its_answer_was_lost(scene, lost):
+    scene.store.put_new("k", THEIRS)
+    stamp = scene.store.stat("k").stamp
+    scene.faults.inject("put", lost)
+    scene.store.replace("k", MINE, stamp=stamp)
+    assert scene.there() == MINE
+    with pytest.raises(ObjectChangedError):
+        scene.store.replace("k", THEIRS, stamp=stamp)
+    assert scene.there() == MINE

@@ -19,7 +19,7 @@ from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.cli import demo
 from compalign_dagster.crawl.batches import read_log
 from compalign_dagster.definitions import build_defs
-from compalign_dagster.lineage.chain import verify
+from compalign_dagster.lineage.chain import check, verify
 from compalign_dagster.samples.crawl import write_sample_crawl
 from compalign_dagster.selection.version import Version
 from compalign_dagster.settings import Settings, load
@@ -162,14 +162,10 @@ def test_the_demo_says_where_in_the_bucket_dataset_and_report_lie(world, capsys)
 
 def test_the_chain_from_the_report_to_what_has_landed_verifies_from_the_bucket_alone(world):
     store = BucketStore(f"{world.s3.url}/store", world.s3.client)
-    looked_at: set[str] = set()
-
-    def outside(source: Input) -> str | None:
-        looked_at.add(source.kind)
-        return _lying_there(world.s3, source)
-
-    assert not verify(latest.require(store, "eval_report"), outside=outside)
-    assert looked_at == {"landed_shard", "label_export", "evaluation_shard"}
+    found = check(latest.require(store, "eval_report"))
+    assert not found.faults
+    assert {source.kind for source in found.outside} == {"landed_shard", "label_export", "evaluation_shard"}
+    assert [_lying_there(world.s3, source) for source in found.outside] == [item.data_version for item in found.outside]
 
 
 def test_the_planted_bug_of_an_object_that_was_written_over_is_found_in_the_chain(world):

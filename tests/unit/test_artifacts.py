@@ -42,6 +42,16 @@ def test_what_is_published_is_found_again_with_everything_it_was_told(store):
     assert artifacts.load(store, found.manifest_key) == found
 
 
+@pytest.mark.parametrize("name", ["../../pwned", "/pwned", "sub/../../pwned"])
+def test_a_name_that_would_leave_the_folder_is_not_checked_out(store, tmp_path, name):
+    made = publish(store)
+    files = made.manifest["files"]
+    forged = Artifact(store, made.path, {**made.manifest, "files": {name: files["rows.bin"]}})
+    with pytest.raises(CompalignError, match="climbs"):
+        forged.checkout(tmp_path / "deep" / "folder")
+    assert not list(tmp_path.rglob("pwned"))
+
+
 def test_work_that_was_not_done_is_not_found(store):
     publish(store)
     assert artifacts.find(store, "table", "k2") is None

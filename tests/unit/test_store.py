@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,32 @@ def test_an_object_that_somebody_changed_is_not_replaced(store):
     assert [path.name for path in (store.root / "a").iterdir()] == ["b"]
     with pytest.raises(ObjectMissingError):
         store.replace("a/c", b"2", stamp=stamp)
+
+
+def test_of_two_who_replace_the_same_object_one_wins(store, monkeypatch):
+    """Both have looked at the object before either puts its bytes."""
+    store.put_new("a/b", b"old")
+    stamp, outcomes = store.stat("a/b").stamp, []
+    whole = LocalStore.stat
+
+    def slow(self, key):
+        found = whole(self, key)
+        time.sleep(0.2)
+        return found
+
+    def replace(body):
+        try:
+            store.replace("a/b", body, stamp=stamp)
+            outcomes.append(body)
+        except ObjectChangedError:
+            outcomes.append(None)
+
+    monkeypatch.setattr(LocalStore, "stat", slow)
+    threads = [threading.Thread(target=replace, args=(body,)) for body in (b"one", b"other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(None) == 1
+    assert store.read("a/b") in outcomes
+    assert [item.key for item in store.list()] == ["a/b"]

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -6,13 +7,14 @@ import polars as pl
 import pytest
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.lineage import impact, takedown
+from compalign_dagster.lineage import impact, places, takedown
 from compalign_dagster.lineage.audit_db import build
 from compalign_dagster.lineage.impact import sql_of
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import versions
 from compalign_dagster.selection.blocks import entry
 from compalign_dagster.store import LocalStore
+from tests.support.shard_builder import picture, tar
 from tests.support.small_version import HOSTS
 from tests.unit.lineage.test_takedown import the_pair
 
@@ -63,6 +65,55 @@ def test_the_sql_of_an_impact_gives_the_same_pairs(database, made, kind):
     found = sorted(pair for (pair,) in database[0].sql(sql_of(one)).fetchall())
     assert len(found) == told["pairs"] > 0
     assert found[: impact.FIRST] == told["first_ids"]
+
+
+ODD = [
+    "https://PICTURES.Example.org:8443/a.jpg",
+    "https://a@b@pictures.example.org/a.jpg",
+    "https://pictures.example.org./a.jpg",
+    "https:\\\\pictures.example.org\\a.jpg",
+    "https://pictures。example。org/a.jpg",
+    "https://pictures%2eexample.org/a.jpg",
+    "https://deep.below.pictures.example.org/a.jpg",
+    "https://notpictures.example.org/a.jpg",
+    "https://bücher.example.org/a.jpg",
+    "https://[2001:DB8::1]/a.jpg",
+    "https://my_host.example.org/a.jpg",
+    "https://myxhost.example.org/a.jpg",
+    "not a URL",
+]
+
+
+def test_the_sql_of_a_host_names_what_the_block_list_names_however_a_url_is_written(small, tmp_path):
+    members = [
+        member
+        for at, url in enumerate(ODD)
+        for member in [
+            (f"{at:03d}.jpg", picture(900 + at)),
+            (f"{at:03d}.json", json.dumps({"captions": [f"odd {at}"], "url": url}).encode()),
+        ]
+    ]
+    (small.home / "landing" / "web" / "00099.tar").write_bytes(tar(members))
+    small.index()
+    build(small.store, tmp_path / "audit.duckdb")
+    counts = {}
+    with duckdb.connect(tmp_path / "audit.duckdb", read_only=True) as connection:
+        for host in ("pictures.example.org", "my_host.example.org", "bücher.example.org", "2001:db8::1", "example.org"):
+            one = entry("url_host", host, request="r")
+            found = {pair for (pair,) in connection.sql(sql_of(one)).fetchall()}
+            reached = places.reached(small.store, [one], places.deliveries(small.store))
+            assert found == set(reached["pair_id"]), host
+            counts[host] = reached.filter(shard="web/00099.tar").height
+    assert counts == {
+        "pictures.example.org": 7, "my_host.example.org": 1, "bücher.example.org": 1, "2001:db8::1": 1,
+        "example.org": 11,
+    }  # fmt: skip
+
+
+def test_a_long_request_is_answered_without_sql(made):
+    entries = [entry("image_sha256", f"{at:064x}", request="r") for at in range(101)]
+    assert "sql" not in impact.of_entries(made.store, entries)
+    assert impact.of_entries(made.store, entries[:100])["sql"].count(" union ") == 99
 
 
 def test_the_sql_of_a_batch_and_of_a_labeler_answer(database, made):

@@ -1,14 +1,16 @@
 import json
 
+import pyarrow as pa
 import pytest
 
 from compalign_dagster import artifacts
 from compalign_dagster.artifacts import Input
 from compalign_dagster.lineage import redo
-from compalign_dagster.lineage.chain import check, verify, walk
+from compalign_dagster.lineage.chain import check, verify
 from compalign_dagster.lineage.redaction import Change, record, redactions
 from compalign_dagster.store import LocalStore
 from compalign_dagster.versions import canonical_json, digest_bytes
+from tests.support.tampering import parquet_bytes
 
 LANDED = Input("landed_shard", "/landing/sample/00000.tar", "tar 1")
 
@@ -48,16 +50,15 @@ def test_an_untouched_chain_has_no_problems(chain):
 
 
 def test_every_link_is_walked_and_every_artifact_once(chain):
-    links = list(walk(chain[0]))
-    assert [link.source.kind for link in links] == [
+    found = check(chain[0])
+    assert [made.kind for made in found.artifacts.values()] == [
+        "filtered_dataset",
         "score_ledger",
         "scored_shards",
         "raw_crawl_shards",
         "reward_model",
-        "landed_shard",
-        "raw_crawl_shards",
     ]
-    assert sum(link.artifact is None for link in links) == 1
+    assert (found.links, found.outside) == (6, [LANDED])
 
 
 @pytest.mark.parametrize("at", range(5))
@@ -122,18 +123,61 @@ def test_a_manifest_of_another_shape_is_named_with_the_field(store, chain):
     assert any(scores.manifest_key in problem and "files.data.parquet.bytes" in problem for problem in problems)
 
 
+def redact(store, artifact, name, now):
+    """Give a file other bytes (None: none) and record that a takedown asked for that; its key."""
+    key = artifact.file_key(name)
+    sha256 = None if now is None else digest_bytes(now)
+    record(store, [Change(key, artifact.manifest["files"][name]["sha256"], sha256, rows=1)], request="r-1")
+    store.delete(key)
+    if now is not None:
+        store.put_new(key, now)
+    return key
+
+
+EMPTIED = parquet_bytes(pa.table({"pair_id": ["1" * 32], "caption": [""]}))
+
+
 def test_a_file_that_a_recorded_takedown_rewrote_is_redacted_and_any_other_bytes_are_not(store, chain):
-    index = chain[4]
-    key = index.file_key("data.parquet")
-    change = Change(key, index.manifest["files"]["data.parquet"]["sha256"], digest_bytes(b"emptied"), rows=1)
-    record(store, [change], request="r-1")
-    store.path(key).write_bytes(b"emptied")
+    key = redact(store, chain[4], "data.parquet", EMPTIED)
     found = check(chain[0], redacted=redactions(store))
     assert (found.faults, found.redacted) == ([], [key])
     assert verify(chain[0]) == []
-    store.path(key).write_bytes(b"emptied twice")
-    (problem,) = verify(chain[0])
-    assert key in problem
+    for data in (EMPTIED + b"!", b"raw_crawl_shards data"):  # other bytes, and those that were to go
+        store.path(key).write_bytes(data)
+        (problem,) = verify(chain[0])
+        assert key in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "now"),
+    [
+        ("reward_model", "data.parquet", None),
+        ("reward_model", "w.safetensors", b"other weights"),
+        ("reward_model", "shards/0.tar", b"a tar"),
+        ("score_ledger", "data.parquet", parquet_bytes(pa.table({"pair_id": ["1" * 32], "reward": [1.0]}))),
+        ("filtered_dataset", "policy.json", b"{}"),
+    ],
+)
+def test_a_forged_record_explains_no_file_that_a_takedown_never_rewrites(store, kind, name, now):
+    made = artifacts.publish(store, kind, "w", {name: b"true"}, code_version=1, inputs=[], config={}, facts={})
+    key = redact(store, made, name, now)
+    found = check(made, redacted=redactions(store))
+    assert [fault.where for fault in found.faults] == [key]
+    assert found.redacted == []
+
+
+def test_a_manifest_whose_files_would_leave_their_folder_is_refused(store, chain):
+    scores = chain[2]
+    files = {"../../pwned": scores.manifest["files"]["data.parquet"]}
+    store.path(scores.manifest_key).write_bytes(canonical_json(scores.manifest | {"files": files}))
+    assert any(scores.manifest_key in problem and "climbs" in problem for problem in verify(chain[0]))
+    assert scores.manifest_key not in check(chain[0]).artifacts
+
+
+def test_a_page_that_a_takedown_deleted_is_redacted(store, chain):
+    key = redact(store, chain[1], "page.html", None)
+    assert check(chain[0], redacted=redactions(store)).redacted == [key]
+    assert verify(chain[0]) == []
 
 
 def test_decisions_of_a_release_without_lists_are_said_not_to_be_verifiable(chain):
@@ -145,11 +189,3 @@ def test_a_manifest_that_is_no_json_is_named(store, chain):
     store.path(chain[1].manifest_key).write_text("not json")
     problems = verify(chain[0])
     assert any(chain[1].manifest_key in problem and "cannot be read" in problem for problem in problems)
-
-
-def test_what_lies_outside_is_compared_only_on_request(chain):
-    assert verify(chain[0], outside=lambda source: source.data_version) == []
-    (changed,) = verify(chain[0], outside=lambda source: "tar 2")
-    assert "tar 2" in changed
-    (gone,) = verify(chain[0], outside=lambda source: None)
-    assert "gone" in gone

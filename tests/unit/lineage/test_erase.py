@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from compalign_dagster import parquet
-from compalign_dagster.annotation.tables import CAPTIONS
+from compalign_dagster.annotation.tables import CAPTIONS, REJECTED
 from compalign_dagster.crawl.tables import QUARANTINE
-from compalign_dagster.lineage.erase import MARKER, Target, emptied, landed_blanks, resharded_blanks, shows
+from compalign_dagster.lineage.erase import MARKER, Target, emptied, landed_blanks, resharded_blanks, shows, untold
 from compalign_dagster.pages.cards import Card
 from compalign_dagster.pages.filtered import Section, Shown, filtered_page
 from compalign_dagster.scoring.tables import SCORES
@@ -53,6 +53,17 @@ def test_content_decides_before_place_and_place_where_there_is_no_content():
     assert after["detail"].to_pylist() == ["", "found 'secret'", "found 'secret'"]
 
 
+def test_a_text_in_a_row_that_names_no_sample_is_seen():
+    detail = "found 'A caption <b>with</b> quotes and more'"
+    target = Target(texts=frozenset({"a caption <b>with</b> quotes and more"}))
+    row = {"shard": "a.tar", "unit": "caption", "reason": "caption_empty", "detail": detail}
+    assert not untold(parquet.from_rows([{**row, "key": "k1"}], QUARANTINE), target)
+    assert untold(parquet.from_rows([{**row, "key": None}], QUARANTINE), target)
+    refused = {"file": "a.jsonl", "line": 1, "reason": "no_image"}
+    assert untold(parquet.from_rows([{**refused, "detail": detail}], REJECTED), target)
+    assert not untold(parquet.from_rows([{**refused, "detail": "nothing of it"}], REJECTED), target)
+
+
 def test_judged_captions_of_an_image_go_with_it():
     row = {"caption_id": "a", "caption_source": "human", "caption": "written for it"}
     table = parquet.from_rows([{**row, "image_id": digest_bytes(IMAGE)}, {**row, "image_id": "f" * 64}], CAPTIONS)
@@ -74,15 +85,17 @@ def test_blanks_are_the_members_of_the_samples_and_the_image_under_any_name():
 
 
 def test_blanks_of_a_resharded_tar_follow_the_source_that_it_names():
-    def facts(shard, key, pair):
-        return json.dumps({"source": {"shard": shard, "key": key}, "pair_ids": [pair]}).encode()
+    def facts(shard, key, *pairs):
+        told = {"pair_ids": pairs} if pairs else {}
+        return json.dumps({"source": {"shard": shard, "key": key}, **told}).encode()
 
     data = tar(
-        [("000.jpg", picture(2)), ("000.json", facts("a.tar", "k1", "0" * 32)),
+        [("000.jpg", picture(2)), ("000.json", facts("a.tar", "k1")),
          ("001.jpg", picture(3)), ("001.json", facts("a.tar", "k2", "0" * 32)),
          ("002.jpg", IMAGE), ("002.json", facts("b.tar", "k1", "0" * 32)),
          ("003.jpg", picture(4)), ("003.json", facts("b.tar", "k1", "1" * 32)),
-         ("004.jpg", picture(5)), ("004.json", b"[" * 9)]
+         ("004.jpg", picture(5)), ("004.json", b"[" * 9),
+         ("005.jpg", picture(6)), ("005.json", facts("a.tar", "k1", "0" * 32))]  # of another delivery of a.tar
     )  # fmt: skip
     places = resharded_blanks(io.BytesIO(data), len(data), TARGET)
     images = [data[offset : offset + length] for offset, length in places]

@@ -2,9 +2,10 @@ import polars as pl
 import pytest
 
 from compalign_dagster.errors import InputError
+from compalign_dagster.hosts import host_of
 from compalign_dagster.lineage import impact, places
 from compalign_dagster.selection import versions
-from compalign_dagster.selection.blocks import entry, host_of
+from compalign_dagster.selection.blocks import entry
 from tests.support.small_version import HOSTS
 from tests.unit.lineage.test_takedown import the_pair
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import polars as pl
 import pyarrow as pa
 import pytest
 
+from compalign_dagster import artifacts
 from compalign_dagster.lineage import chain, recompute
 from compalign_dagster.lineage.verify import Report, Wanted, verify_version
 from tests.support.scoring import prepare
@@ -113,9 +115,26 @@ def test_other_landed_bytes_are_named_and_a_shard_of_another_size_is_left_out(sm
         path.write_bytes(before + bytes(10_240))
         report = verified(small)
         assert report.recomputed.passed_over == ["web/00000.tar"]
+        version = small.filter(keep_fraction="0.4")
+        there = pl.concat([version.decided(batch) for batch in version.batches()]).filter(
+            pl.col("shard") != "web/00000.tar"
+        )
+        assert report.recomputed.of == report.recomputed.pairs == there.height
         assert "other bytes lie there by now" in "\n".join(report.recomputed.lines())
     finally:
         path.write_bytes(before)
+
+
+def test_a_model_that_somebody_altered_is_not_loaded(small, monkeypatch):
+    version = small.filter(keep_fraction="0.4").artifact
+    model = next(made for made in chain.check(version).artifacts.values() if made.kind == "reward_model")
+    monkeypatch.setattr(artifacts.Artifact, "checkout", None)  # whatever would be loaded is not even copied
+    name = next(name for name in model.names() if name.endswith(".safetensors"))
+    with Tampered(small.store) as tampered:
+        key = model.file_key(name)
+        tampered.write(key, small.store.read(key)[:-1] + b"!")
+        report = verified(small)
+    assert any("others, as the faults say" in str(fault) for fault in report.faults)
 
 
 def test_a_version_without_its_model_says_so(small):

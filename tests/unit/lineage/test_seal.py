@@ -134,6 +134,14 @@ def test_a_private_key_is_its_owners_alone_and_is_never_overwritten(tmp_path):
     assert (tmp_path / "key.pem").read_bytes() == before
 
 
+def test_no_private_key_is_left_behind_without_its_public_one(tmp_path):
+    (tmp_path / "key.pem.trusted.json").write_bytes(b"somebody else's")
+    with pytest.raises(InputError, match="never overwritten"):
+        keys.new_key(tmp_path / "key.pem", "ada")
+    assert [path.name for path in tmp_path.iterdir()] == ["key.pem.trusted.json"]
+    assert (tmp_path / "key.pem.trusted.json").read_bytes() == b"somebody else's"
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{}", b"[]", b"not json", b'{"payload": "x", "payloadType": "y", "signatures": 3}', b"[" * 100_000,

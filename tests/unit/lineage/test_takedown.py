@@ -5,7 +5,8 @@ import json
 import polars as pl
 import pytest
 
-from compalign_dagster import artifacts, decisions
+from compalign_dagster import artifacts, decisions, parquet
+from compalign_dagster.annotation.tables import REJECTED
 from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.crawl.live import is_delivered
 from compalign_dagster.crawl.shards import Shard, read_member
@@ -284,6 +285,18 @@ def test_evaluation_overlap_blocks_and_destroys_nothing(small):
     done, _ = purged(small, entries)
     assert done.changes == ()
     assert small.filter(keep_fraction="0.5").find([row["pair_id"]])["reason"].to_list() == ["evaluation_overlap"]
+
+
+def test_a_table_with_a_text_of_which_nobody_can_tell_whose_it_is_is_named_among_what_remains(small, tmp_path):
+    row = the_pair(small)
+    said = {"file": "a.jsonl", "line": 1, "reason": "no_image", "detail": f"found {row['url']!r}"}
+    path = parquet.write(parquet.from_rows([said], REJECTED), tmp_path / "rejected.parquet")
+    made = artifacts.publish(
+        small.store, "coco_hf_annotations", "f" * 32, {"rejected.parquet": path}, code_version=1, inputs=[], config={},
+        facts={},
+    )  # fmt: skip
+    done, _ = purged(small, [entry("pair_id", row["pair_id"], request="t")])
+    assert any(made.file_key("rejected.parquet") in text for text in done.remaining)
 
 
 def test_a_request_is_read_from_csv_and_jsonl(tmp_path):

@@ -3,25 +3,28 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from compalign_dagster import artifacts, latest
+from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.lineage import chain, comparing, keys, pointers, seal
+from compalign_dagster.lineage import chain, comparing, erase, keys, pointers, redaction, seal, takedown
 from compalign_dagster.lineage.chain import Checked
 from compalign_dagster.lineage.manifests import Fault
+from compalign_dagster.lineage.redaction import Change, redactions, unfounded
 from compalign_dagster.lineage.verify import Report, Wanted, verify_version
 from compalign_dagster.reward.promoted import Reason
-from compalign_dagster.selection import blocks, current
+from compalign_dagster.scoring import in_force as scoring
+from compalign_dagster.selection import blocks, current, prune
 from compalign_dagster.selection.policy import Policy
-from compalign_dagster.store import LocalStore
-from compalign_dagster.versions import canonical_json
+from compalign_dagster.store import LocalStore, seekable
+from compalign_dagster.versions import canonical_json, digest_bytes
 from tests.support.small_version import SmallStore, small_store
 from tests.support.tampering import (
     Tampered,
@@ -104,10 +107,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     small.land_more()
     publish_groups(small.storage, 4)
     blocked = small.filter(_POLICY, move=False).kept(small.batches[0])["pair_id"][0]
-    blocks.add(small.store, [blocks.entry("pair_id", blocked, request="r-1")])
+    takedown.request(small.store, [blocks.entry("pair_id", blocked, request="r-1")], Reason("ada", "they asked"))
+    _decide_the_rest(small)
     newer = small.filter(_POLICY).artifact
     _seal(small, newer, seals, "newer.json")
     return World(small, older, newer, seals, keys.load_trusted(seals / "key.pem.trusted.json"))
+
+
+def _decide_the_rest(small: SmallStore) -> None:
+    """A fact of every kind that such a store does not come by: a purge of a page, a cascade, a prune."""
+    gone = asdict(blocks.entry("image_sha256", "e" * 64, request="r-1"))
+    model = small.model
+    cheap = {"model": model.manifest_key, "model_version": model.facts["model_version"], "reject_below": {"web": 0.5}}
+    plan = {"plan": small.ledger.manifest_key, "plan_sha256": small.ledger.manifest_sha256}
+    for name, value in (
+        (takedown.DECISION, {"action": "purge", "entries": [gone], "by": "ada", "why": "they asked"}),
+        (scoring.DECISION, {"action": "adopt", **plan, "cascade": cheap, "bound": 0.01, "by": "ada", "why": "faster"}),
+        (prune.DECISION, {"versions": ["filtered_dataset/gone/manifest.json"], "by": "ada", "why": "space"}),
+    ):
+        decisions.move(small.store, name, lambda _, value=value: value)
+    redaction.record(small.store, [Change("gone/page.html", "e" * 64, None, 0)], request="r-1")
+    blocks.add(small.store, takedown.on_record(small.store))
 
 
 def _seal(small: SmallStore, version: Artifact, folder: Path, name: str, key: str = "key.pem") -> Path:
@@ -241,6 +261,31 @@ def decided_facts(world: World) -> Mutants:
                 yield Mutant(f"replay {earlier} as {later}", world.look(sealed=True), (later,))
 
 
+def forged_redactions(world: World) -> Mutants:
+    """A file of every kind altered, and a record that a takedown was to do that."""
+    following = f"decisions/redactions/{len(list(world.store.list('decisions/redactions/'))) + 1:08d}.json"
+    for made in world.one_of_each_kind():
+        for name in made.names():
+            key = made.file_key(name)
+            with seekable(world.store, key) as stream:
+                if name.endswith(".parquet") and erase.identifying(pq.read_schema(stream).names):
+                    continue  # such a table is redacted: the requests are to be compared with one's own register
+            data = edited_bytes(world.store.read(key), "flip")
+            for request, now in (("r-1", data), ("r-1", None), ("nobody", data)):
+                change = Change(key, made.manifest["files"][name]["sha256"], now and digest_bytes(now), 1)
+                value = {"request": request, "changes": [asdict(change)]}
+                number = int(following[-13:-5])
+                with Tampered(world.store) as tampered:
+                    tampered.write(following, canonical_json(
+                        {"version": number, "value": value, "decided": "2026-01-01T00:00:00+00:00"}))  # fmt: skip
+                    tampered.write(key, now) if now else tampered.delete(key)
+                    yield Mutant(f"{request}: {key}", chain.check(world.newer, None, redactions(world.store)).faults,
+                                 (key,))  # fmt: skip
+                    if request == "nobody":
+                        found = [Fault(where, "value.request", who) for where, who in unfounded(world.store)]
+                        yield Mutant(f"unordered: {key}", found, (following, "nobody"))
+
+
 def replays(world: World) -> Mutants:
     """An older valid release put in the place of the newer one, more and more carefully."""
     listed = [item.key for item in world.store.list("decisions/current/")]
@@ -292,7 +337,8 @@ def seals(world: World, folder: Path) -> Mutants:
     yield mutant("revoked", canonical_json(envelope), "release team", "revoked: laptop lost", trusted=revoked)
     yield mutant("replay", (world.seals / "older.json").read_bytes(), "the seal is of", world.older.manifest_key)
     for path, edit, changed in edited_values(said):
-        if edit == "flip" and (path[-1] in ("sealed", "software") or path[:-1] == ("predicate", "decisions")):
+        decided = path[:2] == ("predicate", "decisions") and (edit == "flip" or len(path) > 2)
+        if decided or (edit == "flip" and path[-1] in ("sealed", "software")):
             continue  # true if the signature is: a clock, a release, and fewer decisions are those of an earlier day
         yield mutant(f"{edit} {'.'.join(path)}", seal.sign(canonical_json(changed), release))
     for at, subject in enumerate(said["subject"]):
@@ -327,6 +373,46 @@ def test_every_edit_of_what_people_decided_is_found_and_named(world):
     require(decided_facts(world), 50)
 
 
+def test_no_forged_record_of_a_redaction_explains_a_file_that_decides(world):
+    require(forged_redactions(world), 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("coverage", []), ("batches", 1), ("live_shards", 9), ("shards_by_batch", {}), ("scored", 1), ("rows", 1)],
+)
+def test_what_a_ledger_says_of_itself_is_made_again(world, name, value):
+    (ledger,) = [made for made in world.chain.artifacts.values() if made.kind == "score_ledger"]
+    changed = replace(ledger, manifest={**ledger.manifest, "facts": {**ledger.facts, name: value}})
+    with Tampered(world.store) as tampered:
+        forge(tampered, {**world.chain.artifacts, ledger.manifest_key: changed}, changed, {})
+        assert any(fault.where == ledger.manifest_key for fault in world.verify().faults)
+
+
+def test_a_cascade_whose_plan_or_model_is_another_one_is_found_without_a_seal(world):
+    (key,) = [item.key for item in world.store.list("decisions/cascade/")]
+    value = json.loads(world.store.read(key))
+    assert world.look() == []
+    cheap = {**value["value"]["cascade"], "model_version": "f" * 64}
+    for name, forged_value in (("plan_sha256", "f" * 64), ("cascade", cheap)):
+        with Tampered(world.store) as tampered:
+            tampered.write(key, canonical_json({**value, "value": {**value["value"], name: forged_value}}))
+            (fault,) = world.look()
+        assert (fault.where, fault.field.split(".")[1]) == (key, name)
+
+
+def test_a_seal_made_before_a_fact_was_told_of_is_a_seal_still(world, tmp_path):
+    said = json.loads(seal.statement(world.newer, chain.check(world.newer)))
+    del said["predicate"]["decisions"]["prune"]
+    (tmp_path / "seal.json").write_bytes(seal.sign(canonical_json(said), keys.load_signer(world.seals / "key.pem")))
+    assert world.sealed_by(tmp_path / "seal.json", world.trusted) == []
+
+
+def test_every_fact_that_people_decide_has_mutants(world):
+    decided = [mutant.names[0] for mutant in decided_facts(world)]
+    assert all(any(f"/{name}/" in key for key in decided) for name in pointers.DECIDED)
+
+
 def test_an_older_valid_release_replayed_as_current_is_found_and_named(world):
     require(replays(world), 6)
 
@@ -349,7 +435,10 @@ def test_clean_copies_raise_no_alarm(world, tmp_path, tmp_path_factory):
     none = copy.filter(Policy(keep_count=0)).artifact
     copy.remove("web/00000.tar")
     after = copy.filter(Policy(keep_fraction="0.5")).artifact
-    current.restore(artifacts.load(copy.store, world.newer.manifest_key), Reason("ada", "it was better"), policy=1)
+    newer = artifacts.load(copy.store, world.newer.manifest_key)
+    current.restore(
+        newer, Reason("ada", "it was better"), policy=1, block_list=latest.numbered(copy.store, blocks.KIND)[1]
+    )
     for made in (trial, none, after, world.newer, world.older):
         wanted = Wanted(landing=copy.landing, seal=world.seals / "newer.json", trusted=world.trusted)
         wanted = wanted if made is world.newer else Wanted(landing=copy.landing)
@@ -362,6 +451,7 @@ def test_the_planted_bugs_turn_the_matrix_red(world, monkeypatch, tmp_path):
     families: list[tuple[object, str, Callable, Callable[[], Mutants]]] = [
         (chain, "_check_files", lambda *_: None, lambda: plain_files(world)),
         (comparing, "differences", lambda *_: iter(()), lambda: forged_decisions(world, ("filtered_dataset",))),
+        (chain, "_redactable", lambda *_, **__: True, lambda: forged_redactions(world)),
         (chain, "_faults_of_link", lambda link: iter(()), lambda: manifest_fields(world)),
         (pointers, "moved", lambda *_: iter(()), lambda: decided_facts(world)),
         (pointers, "_going_back", lambda found: iter(()), lambda: replays(world)),

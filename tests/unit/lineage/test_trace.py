@@ -29,6 +29,15 @@ def test_a_pair_is_found_in_four_ways_with_the_same_story(made):
         assert found["models"] == by_id["models"]
 
 
+def test_a_pair_is_also_looked_for_in_batches_that_no_version_was_made_from(small):
+    before = trace(small.store, Sought(pair_id=(row := the_pair(small, key="again"))["pair_id"]))
+    small.land()
+    small.index()
+    after = trace(small.store, Sought(pair_id=row["pair_id"]))
+    assert after["found"] == before["found"] + small.shards
+    assert [pair["versions"] for pair in after["pairs"]][-1] == []
+
+
 def test_the_story_leads_to_the_bytes(made):
     (pair,) = trace(made.store, Sought(pair_id=the_pair(made)["pair_id"]))["pairs"]
     shard, image = made.home / "landing" / pair["shard"], pair["image"]

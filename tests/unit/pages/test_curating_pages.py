@@ -32,7 +32,7 @@ def curve(text: str) -> list[dict]:
         groups = [
             {"dimension": dimension, "group": name, "candidates": 50, "kept": at // 2}
             for dimension in ("corpus", "domain", "caption_length", "resolution")
-            for name in (text, "other", "", "/others")[: 4 if dimension == "domain" else 2]
+            for name in (text, "other", "", "/Others")[: 4 if dimension == "domain" else 2]
         ]
         budget = {"budget": text, "fraction": str(at / 100), "n": 100, "k": at, "kept": at, "short": at == 100}
         rows.append(

@@ -91,6 +91,31 @@ def test_captions_are_read_with_those_of_their_length_within_a_budget_of_tokens(
     assert computed < 1.2 * needed < 1.5 * needed < padded
 
 
+def words_of(shard, pairs, model):
+    """How far `progress` says that scoring is, word by word."""
+    seen = []
+    score_shard(model, "v", shard, pairs, progress=lambda done, total, what: seen.append(done))
+    return seen
+
+
+def test_each_batch_of_captions_that_is_read_is_a_sign_of_life_before_any_pair_is_done(shard, pairs):
+    model = roomy()
+    seen = words_of(shard, pairs, model)
+    assert len(model.read) > 1
+    assert seen[: len(model.read)] == [0] * len(model.read)
+    assert seen[len(model.read)] > 0
+    assert seen == sorted(seen)
+    assert seen[-1] == len(pairs)
+
+
+def test_the_planted_bug_of_reading_all_captions_in_silence_turns_this_red(shard, pairs, monkeypatch):
+    read = forward.Forward.read
+    monkeypatch.setattr(
+        forward.Forward, "read", lambda self, captions, counts, what, _: read(self, captions, counts, what)
+    )
+    assert 0 not in words_of(shard, pairs, roomy())
+
+
 def test_what_does_not_fit_into_memory_is_read_in_halves_with_the_same_rewards(shard, pairs, wanted):
     scorer = Scorer(roomy(tokens=100), "v", ScoringConfig())
     first, second = scorer.score_all([(shard, pairs), (shard, pairs)])
@@ -134,5 +159,5 @@ def test_a_real_pair_of_towers_gives_the_same_numbers_and_the_planted_bug_others
     assert not difference(batch_by_batch, rewards(), 0.3).tolerated
 
 
-def _in_bucket_order(self, captions, counts, what):
+def _in_bucket_order(self, captions, counts, what, beat):
     return self.model.encode_captions(sorted(captions, key=lambda text: len(text.split())))

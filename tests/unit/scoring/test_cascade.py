@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.scoring import cascade
-from compalign_dagster.scoring.cascade import audit, keeps, plan, rejects, wrong_share
+from compalign_dagster.scoring.cascade import Drawn, audit, keeps, plan, rejects, wrong_share
 
 FRACTION = 0.1
 
@@ -49,7 +49,7 @@ def _coarse(
 def test_a_plan_holds_its_bound_on_its_own_sample_and_rejects_what_it_says(values, fraction, bound):
     cheap, reward = values
     made = plan(cheap, reward, fraction, bound=bound)
-    rejected = rejects(cheap, made)
+    rejected = rejects(cheap, made.reject_below)
     assert made.passes == pytest.approx(1 - rejected.mean())
     assert made.wrong.value == wrong_share(reward, rejected, fraction)
     assert made.wrong.low <= made.wrong.value <= made.wrong.high <= bound
@@ -87,7 +87,7 @@ def test_a_sample_too_small_for_the_bound_promises_nothing(count):
 def test_pairs_of_one_cheap_score_share_their_fate():
     cheap, reward = crawl(5000, 0.1)
     made = plan(np.round(cheap), reward, FRACTION, bound=0.05)
-    rejected = rejects(np.round(cheap), made)
+    rejected = rejects(np.round(cheap), made.reject_below)
     assert rejected.any()
     for value in np.unique(np.round(cheap)):
         assert len(set(rejected[np.round(cheap) == value])) == 1
@@ -108,7 +108,8 @@ def exceeding(*, rounds: int = 200, size: int = 1500, bound: float = 0.01) -> fl
     whole = crawl(20_000, 0.5, seed=9)
     plans = [plan(*drawn(whole, size, seed), FRACTION, bound=bound) for seed in range(rounds)]
     assert any(made.reject_below is not None for made in plans)
-    return float(np.mean([wrong_share(whole[1], rejects(whole[0], made), FRACTION) > bound for made in plans]))
+    rejected = [rejects(whole[0], made.reject_below) for made in plans]
+    return float(np.mean([wrong_share(whole[1], each, FRACTION) > bound for each in rejected]))
 
 
 def test_the_promise_holds_in_the_crawl_for_19_of_20_samples():
@@ -126,7 +127,7 @@ def shortages(*, rounds: int = 200, size: int = 1000) -> int:
     """Samples whose plan leaves fewer pairs of the crawl than are to be kept; cheap score and reward are one."""
     _, reward = crawl(20_000, 0.0, seed=9)
     plans = [plan(*drawn((reward, reward), size, seed), FRACTION, bound=0.05) for seed in range(rounds)]
-    return sum(int((~rejects(reward, made)).sum()) < FRACTION * len(reward) for made in plans)
+    return sum(int((~rejects(reward, made.reject_below)).sum()) < FRACTION * len(reward) for made in plans)
 
 
 def test_a_perfect_cheap_score_never_leaves_too_few_to_keep_from():
@@ -166,11 +167,39 @@ def test_rejecting_one_pair_to_be_kept_changes_two_decisions():
 
 def test_an_audit_fails_above_the_bound_and_with_too_few_pairs():
     quiet, loud = np.full(2000, -1.0), np.concatenate([np.full(1900, -1.0), np.full(100, 1.0)])
-    assert audit(quiet, 0.0, rejected=8000, pairs=10_000).passed
-    assert not audit(loud, 0.0, rejected=8000, pairs=10_000).passed
-    assert not audit(quiet[:50], 0.0, rejected=8000, pairs=10_000).passed
-    assert not audit(quiet[:0], 0.0, rejected=8000, pairs=10_000).passed
-    assert audit(quiet[:0], 0.0, rejected=0, pairs=10_000).passed
+    for rewards, rejected, passes in (
+        (quiet, 8000, True),
+        (loud, 8000, False),
+        (quiet[:50], 8000, False),
+        (quiet[:0], 8000, False),
+        (quiet[:0], 0, True),
+    ):
+        assert audit([Drawn.of(rewards, 0.0, rejected)], pairs=10_000).passed is passes
+
+
+def test_each_part_is_weighed_by_what_it_stands_for_however_much_of_it_was_audited():
+    """A thousand rejects of which all are wrong hide behind nine thousand that were audited ten times as closely."""
+    dense, thin = Drawn(9000, 900, 0), Drawn(1000, 10, 10)
+    found = audit([dense, thin], pairs=20_000)
+    assert found.wrong.value == pytest.approx(2 * 1000 / 20_000)
+    assert found.wrong.low > 0.01
+    assert found.wrong.n == 910
+    assert audit([dense], pairs=20_000).wrong.high < found.wrong.high
+
+
+def test_the_planted_bug_of_pooling_parts_that_were_audited_unlike_turns_this_red():
+    pooled = audit([Drawn(10_000, 910, 10)], pairs=20_000)
+    assert pooled.wrong.high < 2 * 1000 / 20_000, "what is really wrong lies outside of the pooled interval"
+
+
+def test_the_interval_of_a_sum_is_wider_than_the_sum_of_intervals_that_each_may_fail():
+    part = Drawn(500, 100, 1)
+    assert audit([part, part], pairs=1000).wrong.high > audit([Drawn(1000, 100, 1)], pairs=1000).wrong.high
+
+
+def test_more_rejects_than_pairs_are_refused():
+    with pytest.raises(InputError, match="audit"):
+        audit([Drawn(3, 0, 0)], pairs=2)
 
 
 def test_an_audit_finds_a_crawl_that_is_not_the_one_planned_for():
@@ -178,10 +207,10 @@ def test_an_audit_finds_a_crawl_that_is_not_the_one_planned_for():
     made = plan(*drawn((cheap, reward), 3000, 1), FRACTION)
     fooled = np.random.default_rng(2).permutation(cheap)  # as if the cheap scorer had broken since
     for scores, passes in ((cheap, True), (fooled, False)):
-        rejected = rejects(scores, made)
+        rejected = rejects(scores, made.reject_below)
         cut = reward[keeps(reward, rejected, 5000)].min()
         audited = np.random.default_rng(3).permutation(reward[rejected])[:4000]
-        assert audit(audited, cut, rejected=int(rejected.sum()), pairs=50_000).passed is passes
+        assert audit([Drawn.of(audited, cut, int(rejected.sum()))], pairs=50_000).passed is passes
 
 
 @pytest.mark.parametrize(
@@ -195,7 +224,9 @@ def test_what_cannot_be_planned_on_is_refused(cheap, reward, fraction, bound):
 
 def test_an_audit_of_rewards_that_are_no_numbers_is_refused():
     with pytest.raises(InputError, match="audit"):
-        audit(np.array([np.nan]), 0.0, rejected=1, pairs=2)
+        Drawn.of(np.array([np.nan]), 0.0, 1)
+    with pytest.raises(InputError, match="audit"):
+        Drawn.of(np.array([0.0]), np.nan, 1)
 
 
 def test_a_plan_is_plain_values():

@@ -12,6 +12,7 @@ import pytest
 from compalign_dagster import artifacts, parquet
 from compalign_dagster.crawl.index import index_shard
 from compalign_dagster.errors import ConservationError
+from compalign_dagster.scoring import where
 from compalign_dagster.scoring.cascaded import CascadedScorer, drawn
 from compalign_dagster.scoring.engine import Scorer, ScoringConfig
 from compalign_dagster.scoring.in_force import Cascade, adopt, applied, current, turn_off
@@ -19,7 +20,8 @@ from compalign_dagster.scoring.tables import AUDITED, REJECTED
 from compalign_dagster.scoring.where import Where, score_works
 from compalign_dagster.store import LocalStore
 from compalign_dagster.versions import digest_bytes
-from tests.support.scoring import BYTES, REFERENCE, places_of, prepare, works_of
+from tests.support.scoring import BYTES, REFERENCE, prepare, works_of
+from tests.support.scoring import scored as scored_works
 from tests.support.tiny_reward import crawl_shard
 from tests.unit.scoring.test_engine import Counting
 
@@ -158,8 +160,10 @@ def test_the_audit_is_drawn_by_content_alone_and_a_larger_one_holds_the_smaller(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Indexed shards, a promoted model, and a cheap one that rewards alike."""
-    home = prepare(tmp_path_factory.mktemp("cascade") / "home", shards=2, pairs=12)
+    """Indexed shards of two corpora, a promoted model, and a cheap one that rewards alike."""
+    home = tmp_path_factory.mktemp("cascade") / "home"
+    crawl_shard(home / "landing", 12, "other/00000.tar")
+    prepare(home, shards=2, pairs=12)
     store = LocalStore(home / "store")
     promoted = artifacts.load(store, works_of(home)[0].model)
     files = {name: promoted.fetch(name) for name in promoted.names()}
@@ -169,28 +173,30 @@ def home(tmp_path_factory):
     return home
 
 
-def cascade_of(home, quantile: float = 0.5) -> Cascade:
-    """Turns down about this share of the pairs."""
-    works = works_of(home)
-    found = [artifact for *_, artifact, _ in score_works(works, REFERENCE, places=places_of(home))]
-    rewards = np.concatenate([parquet.read(one.fetch("scores.parquet"))["reward"].to_numpy() for one in found])
-    return Cascade(
-        "cheap_model/" + "c" * 32 + "/manifest.json", "c", {"web": float(np.quantile(rewards, quantile))}, 0.3
-    )
+@pytest.fixture(scope="module")
+def cascade(home, tmp_path_factory):
+    """Turns down about half of the pairs, whose rewards are found out in another home."""
+    found = scored_works(shutil.copytree(home, tmp_path_factory.mktemp("whole") / "home"))
+    rewards = np.concatenate([parquet.read(found[name].fetch("scores.parquet"))["reward"] for name in WEB])
+    return Cascade("cheap_model/" + "c" * 32 + "/manifest.json", "c", {"web": float(np.median(rewards))}, 0.3)
 
 
-def works_with(home, cascade: Cascade):
-    works = [replace(work, config={**BYTES, **cascade.as_config()}) for work in works_of(home)]
-    return [replace(work, key=digest_bytes(work.key.encode() + str(work.config).encode())[:32]) for work in works]
+WEB = ("web/00000.tar", "web/00001.tar")
 
 
-def published(home, where: Where | None = None):
-    works = works_with(home, cascade_of(home))
+def under(home, cascade: Cascade):
+    """The works of all shards, of which those of `WEB` have a threshold."""
+    return works_of(home, {**BYTES, **cascade.as_config()})
+
+
+def published(home, cascade: Cascade, where: Where | None = None):
+    works = under(home, cascade)
     return {work.shard: artifact for work, artifact, _ in score_works(works, REFERENCE, where)}
 
 
-def test_a_shard_is_published_with_what_was_turned_down_and_names_both_models(home):
-    for artifact in published(home).values():
+def test_a_shard_is_published_with_what_was_turned_down_and_names_both_models(home, cascade):
+    found = published(home, cascade)
+    for artifact in [found[name] for name in WEB]:
         tables = {name: parquet.read(artifact.fetch(f"{name}.parquet")) for name in ("scores", "rejected", "audited")}
         assert {name: len(table) for name, table in tables.items()} == {
             name: artifact.facts["scored" if name == "scores" else name] for name in tables
@@ -200,8 +206,50 @@ def test_a_shard_is_published_with_what_was_turned_down_and_names_both_models(ho
         artifact.verify()
 
 
-def test_without_a_cascade_nothing_about_a_shard_changes(home):
-    (work, *_) = works_of(home)
+def test_a_shard_that_was_scored_whole_keeps_its_rewards_under_a_cascade(home, cascade, tmp_path):
+    fresh = shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("scored_shards_shards"))
+    _, first, _ = works_of(fresh)
+    ((_, whole, _),) = score_works([first], REFERENCE)
+    one, other = score_works(under(fresh, cascade)[1:], REFERENCE)
+    assert (one[1].manifest_key, one[2]) == (whole.manifest_key, True)
+    assert one[1].facts["scored"] == one[0].pairs
+    assert other[1].facts["rejected"] > 0
+    assert other[1].work_key == other[0].key != other[0].whole_key
+
+
+def test_a_shard_of_a_corpus_without_a_threshold_is_the_work_that_it_is_without_a_cascade(home, cascade):
+    assert under(home, replace(cascade, reject_below={"cc12m": 1.0})) == works_of(home)
+    assert [work.shard for work in under(home, cascade) if work.key != work.whole_key] == list(WEB)
+
+
+def rejected_by_shard(home, cascade, folder):
+    """What becomes of shards with and without a threshold that one worker is given together."""
+    fresh = shutil.copytree(home, folder / "home", ignore=shutil.ignore_patterns("scored_shards_shards"))
+    return {shard: artifact.facts.get("rejected") for shard, artifact in published(fresh, cascade).items()}
+
+
+def test_one_worker_scores_shards_with_and_without_a_threshold(home, cascade, tmp_path):
+    found = rejected_by_shard(home, cascade, tmp_path)
+    assert found["other/00000.tar"] is None, "published as it would be without a cascade"
+    assert all(found[name] > 0 for name in WEB)
+
+
+def test_the_planted_bug_of_loading_what_the_first_work_needs_scores_the_others_whole(
+    home, cascade, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(where, "needs_most", lambda works: works[0])
+    assert rejected_by_shard(home, cascade, tmp_path)[WEB[0]] is None
+
+
+def test_scores_of_a_cascade_are_never_published_as_those_of_a_whole_shard(home, cascade, tmp_path):
+    fresh = shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("scored_shards_shards"))
+    mixed = [works_of(fresh)[1], under(fresh, cascade)[2]]
+    with pytest.raises(ConservationError, match="pairs of a shard that is scored whole"):
+        list(score_works(mixed, REFERENCE))
+
+
+def test_without_a_cascade_nothing_about_a_shard_changes(home, tmp_path):
+    (work, *_) = works_of(shutil.copytree(home, tmp_path / "home"))
     assert work.cascade is None
     artifact = next(artifact for _, artifact, _ in score_works([work], REFERENCE))
     assert artifact.names() == ["quarantine.parquet", "scores.parquet"]
@@ -210,10 +258,12 @@ def test_without_a_cascade_nothing_about_a_shard_changes(home):
 
 
 @pytest.mark.slow
-def test_other_processes_make_the_same_bytes(home, tmp_path):
-    ours = {shard: artifact.data_version for shard, artifact in published(home).items()}
+def test_other_processes_make_the_same_bytes(home, cascade, tmp_path):
+    ours = {shard: artifact.data_version for shard, artifact in published(home, cascade).items()}
     other = shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("scored_shards_shards"))
-    theirs = {shard: artifact.data_version for shard, artifact in published(other, Where("devices", 2)).items()}
+    theirs = {
+        shard: artifact.data_version for shard, artifact in published(other, cascade, Where("devices", 2)).items()
+    }
     assert theirs == ours
 
 
@@ -232,12 +282,13 @@ CASCADE = Cascade("reward_model/x/manifest.json", "c" * 64, {"web": 0.25, "cc12m
 
 def test_a_cascade_is_off_until_it_is_adopted_and_off_again_after(plan):
     store = plan.store
-    assert applied(store, "m" * 64) == (None, "none is in force")
+    assert applied(store, "m" * 64) == (None, "none is in force", None)
     assert turn_off(store, by="a", why="b") is None
     made = adopt(store, CASCADE, plan, scores="m" * 64, bound=0.01, by="ada", why="saves half")
     assert adopt(store, CASCADE, plan, scores="m" * 64, bound=0.01, by="bob", why="again").version == made.version == 1
     assert (made.value["by"], made.value["why"], made.value["plan"]) == ("ada", "saves half", plan.manifest_key)
-    assert applied(store, "m" * 64)[0] == CASCADE
+    assert applied(store, "m" * 64).cascade == CASCADE
+    assert applied(store, "m" * 64).bound == 0.01
     assert turn_off(store, by="ada", why="too many wrong").version == 2
     assert turn_off(store, by="ada", why="again").version == 2
     assert applied(store, "m" * 64)[0] is None
@@ -246,7 +297,7 @@ def test_a_cascade_is_off_until_it_is_adopted_and_off_again_after(plan):
 
 def test_a_cascade_that_was_planned_for_another_model_is_not_applied_and_says_so(plan, caplog):
     adopt(plan.store, CASCADE, plan, scores="m" * 64, bound=0.01, by="ada", why="saves half")
-    cascade, said = applied(plan.store, "n" * 64)
+    cascade, said, _ = applied(plan.store, "n" * 64)
     assert cascade is None
     assert "planned for model mmmmmmmmmmmm, not nnnnnnnnnnnn" in said
     assert said in caplog.text

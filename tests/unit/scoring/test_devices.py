@@ -42,3 +42,45 @@ def test_processes_share_the_cores_to_compute_on_a_cpu_and_to_decode_beside_gpus
     assert [(config.threads, config.decoders) for config in on_gpus] == [(None, 8)] * 4
     assert decoders("cpu", 32) == 2
     assert (decoders("cuda", 1), decoders("cuda", 64)) == (2, 8)
+
+
+class Process:
+    """A worker's process that does not do anything."""
+
+    exitcode = 0
+
+    def kill(self):
+        self.killed = True
+
+    def join(self, *_):
+        pass
+
+    def terminate(self):
+        pass
+
+
+def ended_as_hung(monkeypatch, *, said):
+    """Whether a worker is ended whose last word was read long ago, and who has `said` since then what nobody read."""
+    ours, theirs = Pipe()
+    worker = devices._Worker("worker", Process(), ours)
+    worker.heard -= 1000
+    (work,) = works(1)
+    for word in said:
+        theirs.send(word)
+    monkeypatch.setattr(devices, "_start", lambda *_: [worker])
+    monkeypatch.setattr(devices, "published", lambda *_: "there")
+    monkeypatch.setattr(devices, "_feed", lambda workers, shares: workers and shares.give(workers[0]))
+    found = devices.score_on_devices([work], [ScoringConfig(device="cpu")], object(), lambda *_: None, stall_seconds=9)
+    monkeypatch.setattr(devices.Shares, "hung", lambda self, *_: (_ for _ in ()).throw(TimeoutError))
+    try:
+        return [item for item, _ in found] != [work]
+    except TimeoutError:
+        return True
+
+
+def test_a_worker_whose_words_wait_to_be_read_does_not_hang_however_long_its_parent_was_frozen(monkeypatch):
+    assert not ended_as_hung(monkeypatch, said=[("pairs", "k", 1), ("done", works(1)[0].key)])
+
+
+def test_a_worker_that_has_said_nothing_since_is_ended(monkeypatch):
+    assert ended_as_hung(monkeypatch, said=[])

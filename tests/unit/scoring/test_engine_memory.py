@@ -111,9 +111,9 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(shard, pairs):
 def test_the_planted_bug_of_going_on_behind_the_failed_part_loses_rewards(shard, pairs, monkeypatch):
     tried = Forward._tried
 
-    def skips(self, prepared, captions, what):
-        found = tried(self, prepared, captions, what)
-        return torch.full((sum(map(len, captions)), len(FIGURES)), torch.nan) if found is None else found
+    def skips(self, prepared, captions, owned, what):
+        found = tried(self, prepared, captions, owned, what)
+        return torch.full((sum(map(len, owned)), len(FIGURES)), torch.nan) if found is None else found
 
     monkeypatch.setattr(Forward, "_tried", skips)
     found = score_shard(Narrow(3), "v", shard, pairs, ScoringConfig(batch_images=12))

@@ -32,7 +32,7 @@ class Hanging:
         return [call for call in due if call.asked != "score"][:1], []
 
     def get(self, call: "Call") -> Any:
-        return ([], None) if call.asked == "look" else "cpu, process 1 on here"
+        return ([], None, 0) if call.asked == "look" else "cpu, process 1 on here"
 
     def kill(self, actor: "Remote") -> None:
         self.killed += 1
@@ -65,7 +65,7 @@ class Remote:
     def answer(self, asked: str) -> Any:
         if asked == "look":
             told, self.given = [work.key for work in self.given], []
-            return told, None
+            return told, None, 0
         if asked == "score" or not self.loads:
             raise Died("so it goes")
         return "cpu, process 1 on here"
@@ -134,10 +134,45 @@ def test_the_planted_bug_of_taking_an_answer_for_progress_never_notices_it(monke
     assert crew.shares.unfinished == 1
 
 
+class Reading(Hanging):
+    """Actors that read the captions of a large shard: no pair is done, and they come further."""
+
+    def __init__(self, step: int = 1) -> None:
+        super().__init__()
+        self.beats, self.step = 0, step
+
+    def get(self, call: "Call") -> Any:
+        self.beats += self.step
+        return ([], ("k", 0), self.beats) if call.asked == "look" else super().get(call)
+
+
+def looked_at(ray: Reading) -> on_ray._Crew:
+    """A crew that has looked at its actor for longer than one may stand still."""
+    crew, until = on_ray._Crew(ray, works(1), ScoringConfig(), Needs(), 1, 0.2), time.monotonic() + 0.5
+    while time.monotonic() < until:
+        turned(crew, 1)
+    return crew
+
+
+def test_an_actor_that_comes_further_without_a_pair_does_not_hang(monkeypatch):
+    monkeypatch.setattr(on_ray, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    ray = Reading()
+    assert looked_at(ray).shares.unfinished == 1
+    assert ray.killed == 0
+
+
+def test_the_planted_bug_of_looking_at_pairs_alone_ends_it(monkeypatch):
+    monkeypatch.setattr(on_ray, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    with pytest.raises(CompalignError, match="without a pair"):
+        looked_at(Reading(step=0))
+
+
 def test_what_an_actor_has_finished_is_told_once_and_is_not_what_it_is_at(tmp_path):
     found = works_of(prepare(tmp_path / "home"))
     actor = Actor(found[0].model, found[0], REFERENCE)
     assert actor.load().startswith("cpu, process ")
     assert actor.score(found) is None
-    assert actor.look() == ([work.key for work in found], None)
-    assert actor.look() == ([], None)
+    keys, at, beats = actor.look()
+    assert (keys, at) == ([work.key for work in found], None)
+    assert beats >= len(found)
+    assert actor.look() == ([], None, beats)

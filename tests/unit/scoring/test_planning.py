@@ -1,16 +1,30 @@
 """A plan for each budget of a policy: on its own pairs, for the share that is really kept."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compalign_dagster import parquet
+from compalign_dagster import artifacts, parquet
+from compalign_dagster.crawl.batches import ShardStamp
 from compalign_dagster.crawl.index import index_shard
+from compalign_dagster.crawl.live import IndexedShard
 from compalign_dagster.scoring.cascade import Plan, plan, rejects, together
-from compalign_dagster.scoring.planning import SAMPLE, Budget, draw, plan_budgets, scored
+from compalign_dagster.scoring.planning import (
+    SAMPLE,
+    Budget,
+    budgets_of,
+    by_budget,
+    draw,
+    plan_budgets,
+    plan_crawl,
+    report_on,
+    scored,
+)
 from compalign_dagster.scoring.sampling import Sample, Source
 from compalign_dagster.statistics import Estimate
+from compalign_dagster.store import LocalStore
 from tests.support.tiny_reward import crawl_shard
 
 
@@ -27,17 +41,17 @@ def sources(tmp_path_factory):
     return found
 
 
-def budgets_of(sources) -> dict[str, Budget]:
+def two_budgets(sources) -> dict[str, Budget]:
     web = [source for name, source in sources.items() if name.startswith("web")]
     return {"*": Budget(web, 0.3), "cc12m": Budget([sources["cc12m/0.tar"]], 0.9)}
 
 
 def test_each_budget_is_drawn_for_itself_and_a_small_one_whole(sources):
-    sample, names = draw(budgets_of(sources), 20, seed=3)
+    sample, names = draw(two_budgets(sources), 20, seed=3)
     corpora = sample.pairs["corpus"].to_pylist()
     assert [names.count(name) for name in ("*", "cc12m")] == [20, 12]
     assert {(name, corpus) for name, corpus in zip(names, corpora, strict=True)} == {("*", "web"), ("cc12m", "cc12m")}
-    again, _ = draw(budgets_of(sources), 20, seed=3)
+    again, _ = draw(two_budgets(sources), 20, seed=3)
     assert again.pairs.equals(sample.pairs)
     places = sample.pairs.select(["shard", "key", "caption_index"]).to_pylist()
     assert len({tuple(place.values()) for place in places}) == 32
@@ -60,7 +74,7 @@ def crawl(count: int, noise: float, seed: int = 1) -> tuple[np.ndarray, np.ndarr
 
 
 def test_each_budget_has_the_plan_of_its_own_pairs_and_fraction(sources):
-    budgets, values = budgets_of(sources), {"*": crawl(2000, 0.2), "cc12m": crawl(1500, 0.2, seed=2)}
+    budgets, values = two_budgets(sources), {"*": crawl(2000, 0.2), "cc12m": crawl(1500, 0.2, seed=2)}
     table = table_of(sources, budgets, values)
     assert table.schema.equals(SAMPLE)
     found = plan_budgets(table, budgets)
@@ -89,7 +103,7 @@ def wrong_under_rules(made: Plan, values, ruled: np.ndarray, fraction: float) ->
         found[order] = True
         return found & eligible
 
-    return float((kept(~ruled) != kept(~ruled & ~rejects(cheap, made))).mean())
+    return float((kept(~ruled) != kept(~ruled & ~rejects(cheap, made.reject_below))).mean())
 
 
 def test_the_planted_bug_of_planning_for_the_policy_although_its_rules_move_the_cut_down(sources):
@@ -123,3 +137,42 @@ def test_the_crawl_as_a_whole_is_the_mean_of_its_budgets_by_their_pairs():
     passes, wrong = together(plans, {"*": 300, "cc12m": 100})
     assert passes == pytest.approx(0.625)
     assert (wrong.low, wrong.value, wrong.high, wrong.n) == pytest.approx((0.0, 0.0015, 0.0075, 200))
+
+
+class Indexed(LocalStore):
+    """A store in which the keys of pair indexes are the paths of their files."""
+
+    def fetch(self, key):
+        return Path(key)
+
+
+def own_budget(corpus: str) -> str:
+    return corpus if corpus == "cc12m" else "*"
+
+
+def test_a_crawl_is_planned_budget_by_budget_and_the_report_has_a_threshold_for_each_corpus(sources, tmp_path):
+    sizes, store = {"web/0.tar": 40, "web/1.tar": 30, "cc12m/0.tar": 12}, Indexed(tmp_path)
+    shards = [
+        IndexedShard(name, "batch-00001", str(sources[name].pairs), "v", size, ShardStamp(name, 1, "1"))
+        for name, size in sizes.items()
+    ]
+    budgets = budgets_of(store, shards, own_budget, lambda name, n: n // 2, {"*": 60.0})
+    assert {name: len(budget.sources) for name, budget in budgets.items()} == {"*": 2, "cc12m": 1}
+    assert [(budget.fraction, budget.cut) for budget in budgets.values()] == [(0.5, 60.0), (0.5, None)]
+
+    def alike(seconds):
+        return lambda sample: (np.arange(len(sample.pairs), dtype=np.float64), seconds, {})
+
+    table, plans, time = plan_crawl(budgets, alike(1.0), alike(4.0), size=80, seed=1, bound=0.5)
+    assert (table.num_rows, time) == (82, 0.25)
+    assert plans == plan_budgets(table, budgets, bound=0.5)
+    cheap, model = (
+        artifacts.publish(store, name, name, {}, code_version=1, inputs=[], config={}, facts={"model_version": name})
+        for name in ("cheap", "model")
+    )
+    report = report_on(plans, time, by_budget(shards, own_budget), cheap, model)
+    assert report["reject_below"] == {"web": plans["*"].reject_below}, "the other one's pairs are too few to promise"
+    assert report["cheap"] == cheap.manifest_key
+    assert (report["cheap_version"], report["model_version"], report["pairs"]) == ("cheap", "model", 82)
+    assert report["passes"] == pytest.approx((70 * plans["*"].passes + 12) / 82)
+    assert report["time"] == pytest.approx(report["passes"] + 0.25)

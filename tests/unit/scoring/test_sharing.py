@@ -13,7 +13,9 @@ from tests.support.scoring import travelled
 
 def works(count: int) -> list[ShardWork]:
     return [
-        ShardWork(f"{at:032x}", f"web/{at}.tar", ShardStamp(f"web/{at}.tar", 1, "1"), "/l", "/s", "p", "v", 9, "m", {})
+        ShardWork(
+            *[f"{at:032x}"] * 2, f"web/{at}.tar", ShardStamp(f"web/{at}.tar", 1, "1"), "/l", "/s", "p", "v", 9, "m", {}
+        )
         for at in range(count)
     ]
 

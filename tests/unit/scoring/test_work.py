@@ -9,9 +9,19 @@ from compalign_dagster.scoring import where
 from compalign_dagster.scoring import work as module
 from compalign_dagster.scoring.config import ScoringConfig
 from compalign_dagster.scoring.where import Where, score_works
-from compalign_dagster.scoring.work import load_scorer, published, score_and_publish, score_and_publish_all
+from compalign_dagster.scoring.work import load_scorer, published, score_and_publish_all
 from compalign_dagster.store import LocalStore
-from tests.support.scoring import REFERENCE, manifests, places_of, prepare, scored, travelled, versions, works_of
+from tests.support.scoring import (
+    REFERENCE,
+    manifests,
+    places_of,
+    prepare,
+    score_and_publish,
+    scored,
+    travelled,
+    versions,
+    works_of,
+)
 
 
 @pytest.fixture
@@ -137,7 +147,8 @@ class Distant(LocalStore):
 
 def looked_up(home):
     """What is there of ten works of which two were scored, and how many questions were on their way at once."""
-    works = [replace(work, key=f"{at}" * 32) for at, work in enumerate(works_of(home)[:1] * 8)] + works_of(home)
+    (work, *_) = works_of(home)
+    works = [replace(work, key=f"{at}" * 32, whole_key=f"{at}" * 32) for at in range(8)] + works_of(home)
     places = module.Places(Distant(home / "store"), LocalStore(home / "landing"))
     found = list(where._looked_up(works, places))
     assert [work for work, _ in found] == works

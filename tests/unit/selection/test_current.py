@@ -3,7 +3,8 @@
 import pytest
 
 from compalign_dagster import artifacts, decisions
-from compalign_dagster.selection import current
+from compalign_dagster.errors import CompalignError
+from compalign_dagster.selection import blocks, current
 from compalign_dagster.store import LocalStore
 
 
@@ -14,9 +15,10 @@ def store(tmp_path):
 
 @pytest.fixture
 def dataset(store):
-    def publish(name):
+    def publish(name, *inputs):
+        named = [item.as_input() for item in inputs]
         return artifacts.publish(
-            store, "filtered_dataset", name, {"kept": name.encode()}, code_version=1, inputs=[], config={}, facts={}
+            store, "filtered_dataset", name, {"kept": name.encode()}, code_version=1, inputs=named, config={}, facts={}
         )
 
     return publish
@@ -29,6 +31,25 @@ def test_a_slow_run_by_an_older_policy_or_ledger_leaves_current_alone(store, dat
     assert current.read(store).work_key == "newer"
     assert decisions.current(store, "current").version == 1
     assert "stays" in caplog.text
+
+
+def test_a_slow_run_under_an_older_block_list_leaves_current_alone(store, dataset):
+    older = blocks.add(store, [blocks.entry("url_host", "one.example.org", request="letter 1")])
+    newer = blocks.add(store, [blocks.entry("url_host", "two.example.org", request="letter 2")])
+    assert current.move(dataset("after both", newer), policy=2, ledger=5)
+    for slow in (dataset("before any"), dataset("after one", older)):
+        assert not current.move(slow, policy=2, ledger=5)
+        assert not current.move(slow, policy=3, ledger=9), "whatever else is newer"
+    assert current.read(store).work_key == "after both"
+    blocks.withdraw(store, "letter 2")
+    assert current.move(dataset("after one", older), policy=2, ledger=5), "that list is in force again"
+
+
+def test_a_block_list_that_is_gone_is_not_taken_for_none(store):
+    listed = blocks.add(store, [blocks.entry("url_host", "one.example.org", request="letter 1")])
+    store.delete(listed.manifest_key)
+    with pytest.raises(CompalignError, match="block_list"):
+        blocks.in_force(store)
 
 
 @pytest.mark.parametrize(("policy", "ledger"), [(2, 5), (2, 6), (3, 5), (3, 6)])

@@ -1,5 +1,7 @@
 """Where the cut falls among ranked lists, also where ties do not fit into memory."""
 
+from contextlib import closing
+
 import numpy as np
 import polars as pl
 import pytest
@@ -110,3 +112,11 @@ def test_only_the_row_groups_that_are_asked_for_are_read(lists, monkeypatch):
     assert rows.slice(49, 60)["row"].to_list() == [49]
     assert read == [1, 2, 7]
     rows.close()
+
+
+def test_rows_at_places_are_those_rows_across_row_groups(lists):
+    (segment,), _ = lists(np.random.default_rng(1).normal(size=40).tolist())
+    with closing(Rows(segment.artifact, ["pair_id", "reward"])) as rows:
+        whole = rows.slice(0, 40)
+        for places in ([], [0], [6, 7], [0, 6, 13, 14, 20, 39], list(range(40))):
+            assert rows.at(np.array(places, np.int64)).equals(whole[places])

@@ -209,7 +209,8 @@ def test_an_export_that_fails_leaves_no_half_file(small, version, tmp_path, monk
     monkeypatch.setattr(exporting, "kept_frames", lambda version: _then_fail(frames(version)))
     with pytest.raises(PairChangedError):
         export(version, tmp_path / "out", ["parquet"], landing=small.landing)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["export.json"]
+    assert json.loads((tmp_path / "out/export.json").read_bytes())["files"] == {}
 
 
 def test_a_version_that_keeps_nothing_exports_empty_tables(small, tmp_path):
@@ -241,3 +242,24 @@ def _then_fail(frames):
 
 def _plain(value):
     return value.decode() if isinstance(value, bytes) else value
+
+
+def test_a_second_export_of_the_same_version_keeps_the_record_of_the_first(small, version, tmp_path):
+    export(version, tmp_path, ["uids"], landing=small.landing)
+    record = export(version, tmp_path, ["parquet"], landing=small.landing)
+    assert set(record["files"]) == {"uids.npy", "kept.parquet"}
+    (tmp_path / "uids.npy").unlink()
+    assert set(export(version, tmp_path, ["parquet"], landing=small.landing)["files"]) == {"kept.parquet"}
+
+
+def test_an_export_that_breaks_off_leaves_no_room_for_another_version(small, version, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(exporting, "kept_frames", full)
+    with pytest.raises(OSError, match="no space"):
+        export(version, tmp_path, ["parquet"], landing=small.landing)
+    monkeypatch.undo()
+    other = small.filter(keep_fraction="0.2")
+    with pytest.raises(InputError, match="another --out"):
+        export(other, tmp_path, ["uids"], landing=small.landing)

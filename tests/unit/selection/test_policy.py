@@ -63,3 +63,9 @@ def test_a_corpus_without_a_fraction_draws_on_the_shared_budget():
         Decimal("0.1"),
         Decimal("0.3"),
     ]
+
+
+@pytest.mark.parametrize("own", [{"per_corpus": {"*": "0.5"}}, {"count_per_corpus": {"*": 5}}])
+def test_the_shared_budget_is_no_corpus(own):
+    with pytest.raises(InputError, match="share"):
+        Policy(keep_fraction="0.3", **own)

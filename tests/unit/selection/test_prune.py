@@ -4,12 +4,13 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 import pytest
 
 from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.reward.promoted import Reason
-from compalign_dagster.selection import current, prune, restore
+from compalign_dagster.selection import current, deciding, prune, restore
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.version import Version
 from tests.support.small_version import SmallStore, small_store
@@ -58,6 +59,19 @@ def test_a_plan_removes_nothing(small):
     assert found.lists
     assert found.size > 0
     assert [item.key for item in small.store.list()] == before
+
+
+def test_a_list_of_which_a_version_takes_no_row_stays_with_the_version(small):
+    """Such as that of a batch whose pairs are all quarantined."""
+    version = Version.open(current.read(small.store))
+    without = replace(version, lists=version.lists.filter(pl.col("batch") != small.batches[0]))
+    rare = small.filter(Policy(keep_fraction="0.3", reward_floor=-2.0), move=False)
+    decided = replace(without, inputs=rare.inputs[1:])
+    made = deciding.publish(decided, small.ledger, "f" * 64, config={})
+    latest.point(made)
+    found = prune.plan(small.store, 1, now=LATER)
+    assert made.manifest_key in names(found.kept)
+    assert not {item.key for item in made.inputs} & names(found.lists)
 
 
 def test_the_newest_stay_and_with_them_current_and_the_lists_they_need(small):

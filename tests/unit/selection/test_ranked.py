@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from compalign_dagster.errors import ConservationError, InputError
 from compalign_dagster.selection import reasons
+from compalign_dagster.selection.counts import bins, group_of
 from compalign_dagster.selection.policy import Policy, Rules
-from compalign_dagster.selection.ranked import bins, build, group_of
+from compalign_dagster.selection.ranked import build
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -93,6 +94,15 @@ def test_captions_without_a_language_are_dropped_when_the_policy_says_so():
     assert dropped.ranked["reason"].to_list() == ["language"]
 
 
+def test_signals_that_do_not_know_a_pair_are_refused_with_the_remedy():
+    given = scores(reward=[1.0, 2.0])
+    known = given.select("pair_id", "shard", "key", "caption_index", language=pl.lit("en"))
+    with pytest.raises(InputError, match="caption_signals"):
+        build(given, index(given), Rules(languages=("en",)), languages=known.head(1))
+    with pytest.raises(pl.exceptions.PolarsError, match="m:1"):
+        build(given, index(given), Rules(languages=("en",)), languages=pl.concat([known, known]))
+
+
 def test_a_missing_figure_does_not_reach_a_floor():
     given = scores(reward=[1.0, 1.0, 1.0], human_fit=pl.Series([None, float("nan"), 0.5], dtype=pl.Float32))
     made = build(given, index(given), Rules(floors={"human_fit": 0.5}))
@@ -119,6 +129,11 @@ def test_a_scored_pair_that_the_index_does_not_hold_is_named():
         ("https://Images.Example.ORG/a.jpg", "images.example.org"),
         ("http://user:secret@example.org:8080/a?b#c", "example.org"),
         ("https://example.org?x", "example.org"),
+        ("https://ex%61mple.org/a", "example.org"),
+        ("https://example.org./a", "example.org"),
+        ("https://ｅxample。org/a", "example.org"),
+        ("http:\\\\example.org\\a", "example.org"),
+        (" ht\ttp:/\t/exa\nmple.org /a", "example.org "),
         ("//example.org/a", None),
         ("not a url", None),
         ("", None),

@@ -90,7 +90,7 @@ def test_a_takedown_ends_the_hold_so_that_what_has_to_go_does_not_stay_current(s
     assert not current.move(slow, policy=2, ledger=99), "it was made before the takedown"
     after = small.filter(TEN)
     assert now(small) == after.artifact.work_key
-    assert list(restore.blocked_pairs(after)) == []
+    assert list(restore.blocked_pairs(after, blocks.in_force(small.store))) == []
 
 
 def test_a_run_under_an_older_block_list_does_not_end_a_hold_that_came_after_the_takedown(small):
@@ -101,6 +101,46 @@ def test_a_run_under_an_older_block_list_does_not_end_a_hold_that_came_after_the
     go_back(small, fresh.work_key)
     assert not current.move(slow, policy=3, ledger=99)
     assert now(small) == fresh.work_key
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Something that happens after a restore has looked through the pairs, before it decides."""
+    whole = restore._require_none_blocked
+
+    def happens(event):
+        def looked(*given):
+            whole(*given)
+            event()
+
+        monkeypatch.setattr(restore, "_require_none_blocked", looked)
+
+    return happens
+
+
+def test_a_takedown_that_arrives_during_a_restore_ends_the_hold(small, meanwhile):
+    old = small.filter(THIRTY)
+    small.filter(TEN)
+    gone = old.kept(old.batches()[0])["pair_id"][0]
+    meanwhile(lambda: blocks.add(small.store, [blocks.entry("pair_id", gone, request="letter 1")]))
+    go_back(small, old.artifact.work_key)
+    after = small.filter(TEN)
+    assert now(small) == after.artifact.work_key
+
+
+def test_a_restore_does_not_replace_what_a_newer_block_list_has_made_current(small, meanwhile):
+    old = small.filter(THIRTY)
+    small.filter(TEN)
+    gone = old.kept(old.batches()[0])["pair_id"][0]
+
+    def take_down():
+        blocks.add(small.store, [blocks.entry("pair_id", gone, request="letter 1")])
+        small.filter(TEN)
+
+    meanwhile(take_down)
+    with pytest.raises(InputError, match="block list"):
+        go_back(small, old.artifact.work_key)
+    assert now(small) != old.artifact.work_key
 
 
 def test_letting_go_lets_the_next_run_move_current(small):
@@ -139,7 +179,7 @@ def test_a_block_list_that_names_no_pair_of_a_version_lets_it_be_restored(small)
     dropped = old.decided(old.batches()[0]).filter(reason="below_cut")["pair_id"][-1]
     assert dropped not in old.kept(old.batches()[0])["pair_id"].to_list()
     blocks.add(small.store, [blocks.entry("pair_id", dropped, request="letter 1")])
-    if not list(restore.blocked_pairs(old)):
+    if not list(restore.blocked_pairs(old, blocks.in_force(small.store))):
         go_back(small, old.artifact.work_key)
         assert now(small) == old.artifact.work_key
 

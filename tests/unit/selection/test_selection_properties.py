@@ -243,9 +243,10 @@ def made(
             grouped(store, pairs, rows)
         mixed(rows)
         ledger = artifacts.publish(store, "score_ledger", "empty", {"x": b""}, **_NOTHING)
-        decided = deciding.decide(store, rows, policy)
-        key = deciding.key_of(store, rows, policy)
-        yield version.Version.open(deciding.publish(decided, ledger, key, config={}, facts={}))
+        others = deciding.others_of(store, rows, policy)
+        key = deciding.key_with(others, rows, policy, {})
+        decided = deciding.decide(store, rows, policy, others)
+        yield version.Version.open(deciding.publish(decided, ledger, key, config={}))
 
 
 def decisions(found: version.Version) -> dict[tuple, str | None]:

@@ -1,8 +1,9 @@
 import pytest
 
-from compalign_dagster import artifacts
+from compalign_dagster import artifacts, latest
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import current, versions
+from compalign_dagster.store import LocalStore
 from tests.support.small_version import small_store
 
 
@@ -40,14 +41,19 @@ def test_an_unknown_name_is_one_line_that_lists_what_there_is(small, name):
     assert all(item.name in text for item in versions.history(small.store))
 
 
-def test_a_name_of_two_versions_is_refused(small, monkeypatch):
-    both = versions.history(small.store)
-    twin = "ab" * 16
-    for item in both:
-        monkeypatch.setitem(item.artifact.manifest, "work_key", twin)
-    monkeypatch.setattr(versions, "history", lambda store: both)
+def test_a_name_of_two_versions_is_refused_and_no_other_manifest_is_read(small, tmp_path, monkeypatch):
+    store, read = LocalStore(tmp_path), []
+    keys = [f"{'ab' * 16}{at:032x}" for at in range(2)] + ["cd" * 32]
+    for key in keys:
+        latest.point(
+            artifacts.publish(store, versions.KIND, key, {"x": b""}, code_version=1, inputs=[], config={}, facts={})
+        )
+    whole = artifacts.load
+    monkeypatch.setattr(artifacts, "load", lambda store, key: read.append(key) or whole(store, key))
+    assert versions.find(store, "cdcd").work_key == keys[2]
+    assert len(read) == 1
     with pytest.raises(InputError, match="found 2 of them. Give more digits"):
-        versions.find(small.store, twin[:6])
+        versions.find(store, "ababab")
 
 
 def test_a_store_without_versions_says_so(tmp_path):

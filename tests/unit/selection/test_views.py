@@ -11,6 +11,7 @@ from compalign_dagster import parquet
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import blocks, ladder, views
 from compalign_dagster.selection.deciding import decide
+from compalign_dagster.selection.place import parse_key
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.sql import create_views
@@ -188,18 +189,44 @@ def test_the_command_of_a_view_is_one_line_that_a_shell_reads_back():
 
     view = View("below_cut", "best", 3, after=(-0.5, "ab", "a b/'00000'.tar", 'k"\n', 0))
     words = shlex.split(view.command("current"))
-    assert views.parse_key(words[words.index("--after") + 1]) == view.after
+    assert parse_key(words[words.index("--after") + 1]) == view.after
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "[true]", '["a"]', "[NaN]", "[1, 2]", "[1,'a']", '[0, "a", "b", "c", 0, 1]']
-)
+    "text",
+    ["", "[]", "{}", "[true]", '["a"]', "[NaN]", "[1, 2]", "[1,'a']", '[0, "a", "b", "c", 0, 1]',
+     f"[1{'0' * 400}]", f"[1{'0' * 5000}]", "[1e999]", "[" * 5000, '{"a":' * 5000, '[0, "\\ud800"]'],
+)  # fmt: skip
 def test_a_place_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="start behind"):
-        views.parse_key(text)
+        parse_key(text)
 
 
 @pytest.mark.parametrize("words", [{"group": "gone"}, {"group": "kept", "order": "odd"}])
 def test_an_unknown_group_or_order_is_refused_with_those_that_there_are(words):
     with pytest.raises(InputError, match="below_cut|nearest"):
         View(**words)
+
+
+def test_a_random_view_makes_no_positions_of_a_whole_group(small, monkeypatch):
+    version = small.filter(keep_count=60, most_per_domain=9)
+    asked = View("kept", "random", 12, seed=3)
+    rows = views.rows(version, asked)
+    whole = pl.concat([version.decided(batch).with_columns(batch=pl.lit(batch)) for batch in version.batches()])
+    drawn = views._drawn(version, asked)
+    assert rows["pair_id"].to_list() == whole.filter(pl.col("reason").is_null())[drawn]["pair_id"].to_list()
+
+    def planted(self, group):
+        raise AssertionError("positions of every row")
+
+    monkeypatch.setattr(views.Part, "members", planted)
+    assert views.rows(version, asked).equals(rows)
+    monkeypatch.setattr(views.Part, "drawn", lambda self, group, numbers: numbers)
+    assert not views.rows(version, asked).equals(rows), "the planted bug that forgets the caps turns this red"
+
+
+def test_a_view_of_nothing_reads_nothing(small, monkeypatch):
+    version = small.filter(keep_count=60)
+    monkeypatch.setattr(views, "Part", None)
+    for order in views.ORDERS:
+        assert views.rows(version, View("kept", order, 0)).height == 0

@@ -11,10 +11,11 @@ from assets.duplicate_groups import publish_groups
 from compalign_dagster import parquet
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import caps, deciding, hand, whatif
+from compalign_dagster.selection.counts import DIMENSIONS, group_of
+from compalign_dagster.selection.cut import Rows
 from compalign_dagster.selection.policy import Policy
-from compalign_dagster.selection.ranked import group_of
 from compalign_dagster.selection.version import Version
-from compalign_dagster.selection.whatif import FRACTIONS, Outcome, at_fraction, curve, of_budget, what_if
+from compalign_dagster.selection.whatif import Outcome, at_fraction, curve, of_budget, what_if
 from tests.support.small_version import SmallStore, small_store
 
 GLOBAL = Policy(keep_fraction="0.3")
@@ -27,6 +28,9 @@ SOME = [Decimal(at) / 20 for at in range(21)]
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> SmallStore:
     return small_store(tmp_path_factory.mktemp("small"))
+
+
+FRACTIONS = tuple(Decimal(at) / 100 for at in range(101))
 
 
 def ledger_rows(small: SmallStore) -> list[dict]:
@@ -42,7 +46,7 @@ def happened(version: Version) -> tuple[dict, dict]:
     """What a materialised version keeps, counted pair by pair: by dimension and group, and sums."""
     kept = pl.concat([version.kept(batch) for batch in version.batches()])
     counts = {}
-    for name in ("corpus", *whatif.DIMENSIONS):
+    for name in ("corpus", *DIMENSIONS):
         group = pl.col("corpus") if name == "corpus" else group_of(name)
         counts |= {(name, value): n for value, n in kept.group_by(group.alias("group")).len().iter_rows()}
     sums = {"kept": kept.height, "reward": kept["reward"].cast(pl.Float64).sum(), "fit": kept["human_fit"].sum()}
@@ -116,7 +120,6 @@ def test_what_if_of_counts_equals_what_happens(small):
 
 def test_pieces_that_are_read_do_not_matter(small, monkeypatch):
     monkeypatch.setattr(whatif, "_CHUNK", 7)
-    monkeypatch.setattr(hand, "ROW_GROUP_ROWS", 5)
     compare(small, RULES_AND_CAPS, SOME[::4])
 
 
@@ -190,7 +193,7 @@ def _caps_forgotten(monkeypatch):
 
 
 def _capped_pairs_counted(monkeypatch):
-    monkeypatch.setattr(whatif, "rows_at", lambda rows, places: rows.slice(0, 0))
+    monkeypatch.setattr(Rows, "at", lambda rows, places: rows.slice(0, 0))
 
 
 @pytest.mark.parametrize(
