@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SECTOR = 512
+TOLD = ("acknowledged", "gone")
+"""Events that are no operations."""
 
 
 class KilledError(BaseException):
@@ -24,9 +26,11 @@ class KilledError(BaseException):
 class Event:
     """One operation. `data` is what a created file will hold; paths are relative to the recorded folder."""
 
-    kind: str  # mkdir, create, fsync, link, unlink; acknowledged: somebody was told that this file is there
+    kind: (
+        str  # mkdir, create, fsync, link, rename, unlink; acknowledged, gone: somebody was told that it is (not) there
+    )
     path: str
-    other: str = ""  # of a link: the existing name
+    other: str = ""  # of a link or rename: the existing name
     data: bytes = b""
 
 
@@ -44,7 +48,7 @@ class Recorder:
     def note(self, kind: str, path: str | Path, other: str | Path = "", data: bytes = b"") -> None:
         """Remember an operation under `base`, then die if this was the last."""
         self.events.append(Event(kind, self._inside(path), self._inside(other) if other else "", data))
-        if kind != "acknowledged" and self.kill_at == sum(event.kind != "acknowledged" for event in self.events):
+        if kind not in TOLD and self.kill_at == sum(event.kind not in TOLD for event in self.events):
             self.dead, self.kill_at = True, None
             raise KilledError
 
@@ -59,8 +63,8 @@ class Recorder:
 
 @contextmanager
 def record(recorder: Recorder) -> Iterator[Recorder]:
-    """Note each mkdir, link, unlink and fsync of this process, and each new file when it is synced or linked."""
-    real = {name: getattr(os, name) for name in ("mkdir", "link", "unlink", "fsync")}
+    """Note each mkdir, link, rename, unlink and fsync of this process, and each new file when it is synced or named."""
+    real = {name: getattr(os, name) for name in ("mkdir", "link", "replace", "unlink", "fsync")}
 
     def mkdir(path: Path, mode: int = 0o777) -> None:
         real["mkdir"](path, mode)
@@ -70,6 +74,11 @@ def record(recorder: Recorder) -> Iterator[Recorder]:
         recorder.created(existing)
         real["link"](existing, new)
         recorder.note("link", new, existing)
+
+    def replace(existing: Path, new: Path) -> None:
+        recorder.created(existing)
+        real["replace"](existing, new)
+        recorder.note("rename", new, existing)
 
     def unlink(path: Path) -> None:
         if recorder.dead:
@@ -87,7 +96,8 @@ def record(recorder: Recorder) -> Iterator[Recorder]:
         if not recorder.lost(str(path), path.is_dir(), recorder.context):
             recorder.note("fsync", path)
 
-    os.mkdir, os.link, os.unlink, os.fsync = mkdir, link, unlink, fsync  # type: ignore[assignment]
+    os.mkdir, os.link, os.replace = mkdir, link, replace  # type: ignore[assignment]
+    os.unlink, os.fsync = unlink, fsync  # type: ignore[assignment]
     try:
         yield recorder
     finally:
@@ -117,6 +127,7 @@ class Machine:
     def __init__(self, events: list[Event]) -> None:
         self.top = _Folder()
         self.acknowledged: dict[str, bytes] = {}
+        self.gone: set[str] = set()
         self.written: dict[str, bytes] = {}  # the whole bytes of every linked name
         for event in events:
             getattr(self, f"_{event.kind}")(event)
@@ -165,6 +176,10 @@ class Machine:
         self._add(event.path, entry)
         self.written[event.path] = entry.data
 
+    def _rename(self, event: Event) -> None:
+        self._link(event)
+        self._add(event.other, None)
+
     def _unlink(self, event: Event) -> None:
         self._add(event.path, None)
 
@@ -181,6 +196,10 @@ class Machine:
 
     def _acknowledged(self, event: Event) -> None:
         self.acknowledged[event.path] = self.written[event.path]
+
+    def _gone(self, event: Event) -> None:
+        self.gone.add(event.path)
+        self.acknowledged.pop(event.path, None)
 
 
 def _applied(

@@ -23,7 +23,7 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.lineage.chain import verify
 from compalign_dagster.selection import current
 from compalign_dagster.store import LocalStore, local
-from tests.support.power import Event, KilledError, Machine, Recorder, record, write_state
+from tests.support.power import TOLD, Event, KilledError, Machine, Recorder, record, write_state
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800), pytest.mark.usefixtures("told"),
@@ -82,7 +82,12 @@ def workload(store: LocalStore) -> dict[str, object]:
     current.move(dataset, policy=2, ledger=1)
     policies = [(fact.version, fact.value) for fact in decisions.history(store, "policy")]
     moved = decisions.history(store, "current")
-    return {"dataset": dataset.data_version, "policies": policies, "current": [fact.value for fact in moved]}
+    return {"dataset": dataset.data_version, "policies": policies, "current": [_untimed(fact) for fact in moved]}
+
+
+def _untimed(fact: decisions.Decision) -> dict[str, object]:
+    """A pointer without the digest of its manifest, which says when it was made."""
+    return {name: value for name, value in fact.value.items() if name != "manifest_sha256"}
 
 
 def _unless_decided(now: decisions.Decision | None, keep: str) -> dict[str, str] | None:
@@ -146,7 +151,7 @@ class Explorer:
         whole = range(len(self.events(None)) + 1)
         yield from (Cut(None, at, 0, 0.0) for at in whole)
         yield from (Cut(None, at, 0, 1.0) for at in whole)
-        operations = sum(event.kind != "acknowledged" for event in self.events(None))
+        operations = sum(event.kind not in TOLD for event in self.events(None))
         chooser = random.Random(_SEED)
         for seed in itertools.count():
             kill_at = chooser.choice([None, *range(1, operations + 1)])
@@ -176,9 +181,12 @@ class Explorer:
         found = [f"{key} is torn" for key in listed if store.read(key) != machine.written[f"{_ROOT}/{key}"]]
         found += [f"{key} is unfinished" for key in listed if key.endswith(".part")]
         for name in ("policy", "current", "latest/index", "latest/dataset"):
-            versions = [fact.version for fact in decisions.history(store, name)]
+            facts = decisions.history(store, name)
+            versions = [fact.version for fact in facts]
             if versions != list(range(1, len(versions) + 1)):
                 found.append(f"versions of {name} are {versions}")
+            wrong = [fact.version for fact in facts if not _names_what_is_there(store, fact)]
+            found += [f"{name} {version} does not name the manifest that is there" for version in wrong]
         for key in (key for key in listed if key.endswith("/manifest.json")):
             artifact = artifacts.load(store, key)
             assert artifact is not None
@@ -186,6 +194,13 @@ class Explorer:
         if not found and workload(store) != self.wanted:
             found.append("running again does not end as an undisturbed run does")
         return found
+
+
+def _names_what_is_there(store: LocalStore, fact: decisions.Decision) -> bool:
+    if "manifest" not in fact.value:
+        return True
+    artifact = artifacts.load(store, fact.value["manifest"])
+    return artifact is not None and artifact.manifest_sha256 == fact.value["manifest_sha256"]
 
 
 def _first_problem(explorer: Explorer, states: int) -> tuple[Cut, list[str]] | None:
@@ -257,9 +272,59 @@ def test_taking_the_hidden_name_away_too_early_turns_it_red(tmp_path, monkeypatc
     print(f"without the hidden name: {found}")
 
 
+_REPLACED, _DELETED = "pairs/one.parquet", "pages/one.html"
+
+
+def redaction(folder: Path, lost: Lost) -> list[Event]:
+    """What happens when one object is replaced and another deleted, each told to somebody afterwards."""
+    base = folder / "machine"
+    base.mkdir(parents=True)
+    with record(Recorder(base, lost)) as recorder:
+        store = LocalStore(base / "store")
+        for key in (_REPLACED, _DELETED):
+            store.put_new(key, b"a caption " * 100)
+        recorder.context = "redacting"
+        store.replace(_REPLACED, b"", stamp=store.stat(_REPLACED).stamp)
+        recorder.note("acknowledged", store.path(_REPLACED))
+        store.delete(_DELETED)
+        recorder.note("gone", store.path(_DELETED))
+    return recorder.events
+
+
+def _come_back(events: list[Event]) -> set[str]:
+    """The keys whose old bytes are there after some power cut, though somebody was told otherwise."""
+    found = set()
+    for boundary, kept, seed in itertools.product(range(len(events) + 1), (0.0, 0.5, 1.0), range(4)):
+        machine = Machine(events[:boundary])
+        state = machine.cut(random.Random(seed), kept=kept)
+        found |= {path for path, data in machine.acknowledged.items() if state.get(path) != data}
+        found |= {path for path in machine.gone if path in state}
+    return {path.partition("/")[2] for path in found}
+
+
+_REDACTING: dict[str, tuple[Lost, set[str]]] = {
+    "nothing": (_nothing, set()),
+    "the folder of a replaced object": (
+        lambda path, folder, context: folder and context == "redacting" and path.endswith("/pairs"), {_REPLACED},
+    ),
+    "the folder of a deleted object": (
+        lambda path, folder, context: folder and context == "redacting" and path.endswith("/pages"), {_DELETED},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("left_out", _REDACTING)
+def test_what_was_replaced_or_deleted_does_not_come_back_after_a_power_cut(tmp_path, monkeypatch, left_out):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    lost, found = _REDACTING[left_out]
+    assert _come_back(redaction(tmp_path, lost)) == found
+
+
 def test_every_fsync_in_the_source_is_one_that_is_left_out_above():
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(local))) if isinstance(node, ast.Call)]
     fsyncs = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "fsync"]
     syncs = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "_sync_names"]
+    folders = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "_sync"]
     assert len(fsyncs) == 2, "of a file, of the folders"
-    assert len(syncs) == 3, "for a new name, for one that is taken, for one that is read"
+    assert len(syncs) == 4, "for a new name, for one that is taken, for one that is read, for one that is replaced"
+    assert len(folders) == 3, "up to the store, above it, for one that is deleted"
