@@ -103,7 +103,7 @@ def what_if_page(version: Mapping[str, Any], curve: Sequence[Mapping[str, Any]],
     """The page of one version.
 
     `version`: its `name`, `policy`, and of its largest budget (`budget`) the pairs `n` and how many are `kept`.
-    `curve`: outcomes as `Outcome.as_json` gives them, at equal steps from 0 to 100 % of that budget. `cards`: pairs
+    `curve`: outcomes as `Outcome.as_json` gives them, at each `STOP` percent of that budget, from 0 to 100. `cards`: pairs
     under `above`, `below` and `rungs` (those at the cut of each fifth percent, best first).
     """
     stops = [_stop(at, outcome, cards["rungs"].pairs, version) for at, outcome in _offered(curve)]
@@ -126,8 +126,7 @@ def what_if_page(version: Mapping[str, Any], curve: Sequence[Mapping[str, Any]],
 
 def _offered(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
     """Percent and outcome of the cuts that the reader can choose."""
-    scale = 100 / max(len(curve) - 1, 1)
-    return [(round(at * scale), curve[at]) for at in range(len(curve)) if round(at * scale) % STOP == 0]
+    return [(at * STOP, outcome) for at, outcome in enumerate(curve)]
 
 
 def _budget(outcome: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -144,7 +143,7 @@ def _stop(
 
 def _tables(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int], list[tuple[str, int, list[int]]]]]:
     """Per dimension: the percents shown, and for each group its name, candidates, and what each percent keeps of it."""
-    offered = _offered(curve)[1:-1:2] or _offered(curve)
+    offered = _offered(curve)[1:-1:2]
     found = []
     for dimension, title in _TITLES.items():
         first = [row for row in offered[0][1]["groups"] if row["dimension"] == dimension]
@@ -171,7 +170,7 @@ def _fit(value: float | None) -> str:
 
 
 def _plot(curve: Sequence[Mapping[str, Any]]) -> Plot:
-    share = [100 * at / max(len(curve) - 1, 1) for at in range(len(curve))]
+    share = [percent for percent, _ in _offered(curve)]
 
     def draw(figure: "Figure") -> None:
         left, right = figure.subplots(1, 2)

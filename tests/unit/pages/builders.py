@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from compalign_dagster.pages.annotations import annotations_page
 from compalign_dagster.pages.cards import Card, gallery
 from compalign_dagster.pages.crawl import crawl_page
+from compalign_dagster.pages.diff import diff_page
 from compalign_dagster.pages.evaluation import eval_page
 from compalign_dagster.pages.evidence import NOT_MEASURED
 from compalign_dagster.pages.filtered import Section, Shown, filtered_page
@@ -15,6 +16,8 @@ from compalign_dagster.pages.index import index_page
 from compalign_dagster.pages.render import render
 from compalign_dagster.pages.reward import reward_page
 from compalign_dagster.pages.shadow import shadow_page
+from compalign_dagster.pages.what_if import Group, Placed, what_if_page
+from compalign_dagster.selection.diff import CAUSES
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -226,4 +229,58 @@ def shadow(text: str = "plain") -> bytes:
     return shadow_page(facts, {"enters": cards([text]), "leaves": cards([text])})
 
 
-PAGES = [crawl, annotations, reward, filtered, browse, pair, evaluation, index, shadow]
+def group(text: str, count: int, shown: bytes | None = None) -> Group:
+    pairs = [
+        Placed(
+            Card(shown or picture(at), text, 1 - at / 10, text, f"{at:032x}", f"/pair/{at}"),
+            (at + 0.5) / 100,
+        )
+        for at in range(count)
+    ]
+    return Group(pairs, f"compalign what-if {text}", f"select '{text}'")
+
+
+def curve(text: str) -> list[dict]:
+    rows = []
+    for at in range(0, 101, 5):
+        groups = [
+            {"dimension": dimension, "group": name, "candidates": 50, "kept": at // 2}
+            for dimension in ("corpus", "domain", "caption_length", "resolution")
+            for name in (text, "other", "", "/Others")[: 4 if dimension == "domain" else 2]
+        ]
+        budget = {"budget": text, "fraction": str(at / 100), "n": 100, "k": at, "kept": at, "short": at == 100}
+        rows.append(
+            {"pairs": 100, "kept": at, "mean_reward": 2 - at / 50 if at else None, "budgets": [budget],
+             "groups": groups, "expected_fit": 0.9 - at / 300 if at else None, "human_fit": at * 0.8,
+             "with_human_fit": at}
+        )  # fmt: skip
+    return rows
+
+
+@functools.cache
+def what_if(text: str = "plain", count: int = 20, shown: bytes | None = None) -> bytes:
+    version = {"name": "abcdef012345", "budget": text, "n": 100, "kept": 30, "policy": {text: text}}
+    cards = {name: group(text, count, shown) for name in ("above", "below", "rungs")}
+    return what_if_page(version, curve(text), cards)
+
+
+@functools.cache
+def diff(text: str = "plain", count: int = 2, shown: bytes | None = None) -> bytes:
+    about = {
+        "a": {"name": "aaaa", "kept": 10, "pairs": 100}, "b": {"name": "bbbb", "kept": 12, "pairs": 100},
+        "shards": {"new": 1, "removed": 0, "replaced": 0}, "policy": [(text, text, {text: 1}, text)],
+        "models": [text, "other"],
+    }  # fmt: skip
+    side = {
+        "pairs": 2 * len(CAUSES),
+        "by_cause": dict.fromkeys(CAUSES, 2),
+        "by_corpus": {text: 2, "o": 1},
+        "mean_reward": 0.5,
+    }
+    cards = [item.card for item in group(text, count, shown).pairs]
+    galleries = {(of, cause): cards for of in ("entered", "left") for cause in CAUSES}
+    rewards = {"entered": ([0.0, 1.0, 2.0], [1, 1]), "left": ([0.0, 1.0], [2])}
+    return diff_page(about, {"entered": side, "left": side}, rewards, galleries)
+
+
+PAGES = [crawl, annotations, reward, filtered, browse, pair, evaluation, index, shadow, what_if, diff]

@@ -60,7 +60,9 @@ def test_page_asks_for_nothing_outside_itself(page):
         value for _, attributes in outline.elements for name, value in attributes.items()
         if name in ("src", "href", "xlink:href", "action", "srcset", "poster")
     ]  # fmt: skip
-    assert all(address.startswith(("data:", "#", "/a/page.html", "/browse/a")) for address in addresses if address)
+    assert all(
+        address.startswith(("data:", "#", "/a/page.html", "/browse/a", "/pair/")) for address in addresses if address
+    )
     policy = outline.all("meta")[1]
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert "default-src 'none'" in (policy["content"] or "")
