@@ -103,8 +103,8 @@ def what_if_page(version: Mapping[str, Any], curve: Sequence[Mapping[str, Any]],
     """The page of one version.
 
     `version`: its `name`, `policy`, and of its largest budget (`budget`) the pairs `n` and how many are `kept`.
-    `curve`: outcomes as `Outcome.as_json` gives them, at each `STOP` percent of that budget, from 0 to 100. `cards`: pairs
-    under `above`, `below` and `rungs` (those at the cut of each fifth percent, best first).
+    `curve`: outcomes as `Outcome.as_json` gives them, at each `STOP` percent of that budget, from 0 to 100.
+    `cards`: pairs under `above`, `below` and `rungs` (those at the cut of each fifth percent, best first).
     """
     stops = [_stop(at, outcome, cards["rungs"].pairs, version) for at, outcome in _offered(curve)]
     now = min(range(len(stops)), key=lambda at: abs(stops[at]["kept_budget"] - version["kept"]))
