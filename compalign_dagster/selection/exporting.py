@@ -113,7 +113,7 @@ def write_table(path: Path, schema: pa.Schema, frames: Iterable[pl.DataFrame]) -
     repeated = [name for name in _REPEATED if name in schema.names]
     rows = 0
     try:
-        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=repeated) as writer:
+        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=repeated) as writer:  # type: ignore[arg-type] # takes a list too
             for frame in _joined(frames, _ROW_GROUP_ROWS):
                 writer.write_table(frame.select(schema.names).to_arrow().cast(schema))
                 rows += frame.height
