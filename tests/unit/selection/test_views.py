@@ -28,7 +28,7 @@ _POLICIES = {
         "caption_patterns": ["again"],
         "floors": {"human_fit": 0.4},
         "reward_floor": 0,
-        "sampling": {"floor": 0, "full": 2},
+        "sampling": {"floor": -1, "full": 0.75},
     },
     "caps": {"keep_count": 60, "most_per_domain": 9},
     "cascade": {"keep_fraction": "0.3", "reward_floor": -1.25},
