@@ -88,7 +88,7 @@ class Hand:
         return closing(Rows(self.version.ranked_list(self.parts[at]["batch"]), columns))
 
     def _require_same_rules(self, policy: Policy) -> None:
-        mine, theirs = policy.rules().model_dump(), self.version.policy.rules().model_dump()
+        mine, theirs = dict(policy.rules()), dict(self.version.policy.rules())
         if mine != theirs:
             raise InputError(
                 "what-if",

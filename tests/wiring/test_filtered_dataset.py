@@ -94,6 +94,13 @@ def test_a_count_takes_the_place_of_a_fraction_in_a_trial_and_is_kept_exactly(sm
     assert told["policy"]["keep_fraction"] is None
 
 
+def test_a_trial_of_soft_sampling_keeps_the_count_of_what_was_drawn(small, first):
+    sampling = {"floor": -1.0, "full": 2.0, "seed": 7}
+    told = values(materialise(small, policy={"keep_count": 17, "sampling": sampling}))
+    assert (told["kept"], told["policy"]["sampling"], told["trial"]) == (17, sampling, True)
+    assert "not_sampled" in told["dropped by reason"]
+
+
 def test_fractions_of_nothing_and_of_all_are_versions_like_others(small, first):
     for fraction, reasons in (("0", {"no_budget"}), ("1", set())):
         result = materialise(small, keep_fraction=fraction)

@@ -88,8 +88,9 @@ def test_caps_take_away_and_let_others_in(small):
     assert back[ENTERED, "caps"] == found[LEFT, "caps"]
 
 
-def test_rules_are_the_cause_of_what_they_refuse_and_of_what_takes_its_place(small):
-    found = causes(small.filter(GLOBAL), small.filter(GLOBAL.model_copy(update={"caption_patterns": ("left",)})))
+@pytest.mark.parametrize("rule", [{"caption_patterns": ["left"]}, {"sampling": {"floor": -2.0, "full": 3.0}}], ids=str)
+def test_rules_are_the_cause_of_what_they_refuse_and_of_what_takes_its_place(small, rule):
+    found = causes(small.filter(GLOBAL), small.filter(Policy(keep_fraction=GLOBAL.keep_fraction, **rule)))
     assert set(found) == {(LEFT, "rules"), (ENTERED, "rules")}
 
 
