@@ -138,7 +138,7 @@ def _first_kept(version: Version) -> list[str]:
 
 def _held(item: Published, version: Version, found: pl.DataFrame, ids: list[str]) -> dict[str, Any]:
     """How many of these occurrences a version kept and dropped, of the deliveries that it was made from."""
-    mine = found.join(version.shards.select("shard", "pairs_key"), on=["shard", "pairs_key"], how="semi")
+    mine = found.join(version.shard_keys.select("shard", "pairs_key"), on=["shard", "pairs_key"], how="semi")
     rows = version.find(ids).join(mine.select(OCCURRENCE), on=OCCURRENCE, how="semi")
     kept = rows.filter(pl.col("reason").is_null())
     return {

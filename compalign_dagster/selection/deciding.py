@@ -30,7 +30,7 @@ from compalign_dagster.selection.versions import KIND
 from compalign_dagster.store import Store
 from compalign_dagster.versions import canonical_json, work_key
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 
 _SIGNALS, _GROUPS = "caption_signals", "duplicate_groups"
 
@@ -96,7 +96,7 @@ def decide_on(
     listed = _listed(lists, segments, taken_away)
     table = _cuts(policy, segments, cuts)
     facts = accounts(lists, listed, table, taken_away, policy)
-    return Version(store, policy, listed, table, taken_away, _shards_used(rows), facts)
+    return Version(store, policy, listed, table, taken_away, _shards_used(rows), facts, rows=rows)
 
 
 def publish(
