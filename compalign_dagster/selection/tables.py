@@ -112,6 +112,9 @@ CAPPED = pa.schema(
     ]
 )
 
+BLOCKED = pa.schema([_SHARD, _KEY, _CAPTION_INDEX, column("reason", pa.string(), "takedown | evaluation_overlap")])
+"""Occurrences that a block list names."""
+
 SHARDS_USED = pa.schema(
     [
         _SHARD,
