@@ -121,6 +121,20 @@ def changes(a: Version, b: Version) -> Iterator[pl.DataFrame]:
             yield why.explain(changed)
 
 
+def rows_read(a: Version, b: Version) -> int:
+    """How many rows of ranked lists a diff of two versions reads; none is read to tell."""
+    found = 0
+    for batches in _different(a, b):
+        mine, theirs = (version.lists.filter(pl.col("batch").is_in(batches)) for version in (a, b))
+        if _is_same_list(a, b, batches):
+            both = mine.join(theirs, on="corpus", suffix="_b")
+            found += both.select((pl.col("taken") - pl.col("taken_b")).abs().sum()).item()
+            found += sum(version.capped.filter(batch=batches[0]).height for version in (a, b))
+        else:
+            found += sum(part.select(pl.col("rows").sum()).item() for part in (mine, theirs))
+    return found
+
+
 def _different(a: Version, b: Version) -> Iterator[list[str]]:
     """Batches in which the versions may differ; those that a shard has moved between come together."""
     mine, theirs = _signatures(a), _signatures(b)
