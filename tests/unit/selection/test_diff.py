@@ -64,6 +64,9 @@ def test_what_a_diff_reads_is_known_before(small):
     assert diff.rows_read(b, grown) == rows[new] + between - b.facts["kept"]
     other = small.filter(keep_fraction="1", reward_floor=0.0)
     assert diff.rows_read(grown, other) == 2 * sum(rows.values()), "other rules make other lists"
+    capped = small.filter(keep_fraction="1", most_per_domain=500)
+    assert diff.rows_read(grown, capped) == 0, "nothing is taken away, and the older policy has no caps"
+    assert diff.rows_read(capped, grown) == grown.facts["pairs"], "its caps are worked out on all of them"
 
 
 def test_nothing_changes_between_a_version_and_itself(small):
