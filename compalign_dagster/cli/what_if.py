@@ -165,7 +165,7 @@ def _write(version: "Version", storage: "Storage", page: Path) -> None:
     from compalign_dagster.cli.files import unwritable
     from compalign_dagster.pages.what_if import what_if_view
 
-    data = what_if_view(version, storage.landing, version.artifact.work_key[:12])
+    data = what_if_view(version, storage.landing, version.artifact.work_key[:12], served=False)
     try:
         page.write_bytes(data)
     except OSError as error:
