@@ -31,7 +31,7 @@ Entry = dict[str, Any]
 
 _ROW_GROUP_ROWS = 65_536
 _REPEATED = ("shard", "corpus", "reason")  # a dictionary of other columns costs time and saves nothing
-_ID_ROWS = 1_000_000
+_ID_ROWS = 100_000
 
 
 def export(
@@ -139,8 +139,9 @@ def _joined(frames: Iterable[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]
         yield pl.concat(waiting)
 
 
-def _uids(version: Version, path: Path) -> Entry:
-    kept = (version.kept(batch, ["pair_id"])["pair_id"] for batch in version.batches())
+def write_ids(path: Path, version: Version) -> int:
+    """Write the kept pairs' identifiers as `uids.write_uids` does, under their name once they are whole; how many."""
+    kept = (version.kept(batch, ["pair_id"], in_order=False)["pair_id"] for batch in version.batches())
     parts = (ids[start : start + _ID_ROWS].to_list() for ids in kept for start in range(0, len(ids), _ID_ROWS))
     part = path.with_name(f".{path.name}.part")
     try:
@@ -148,7 +149,13 @@ def _uids(version: Version, path: Path) -> Entry:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return _entry(path, "The pair_ids of the kept pairs as numbers, each once, sorted: numpy, dtype u8,u8.", count)
+    return count
+
+
+def _uids(version: Version, path: Path) -> Entry:
+    about = "The pair_ids of the kept pairs as numbers, each once, sorted: numpy, dtype u8,u8."
+    count = write_ids(path, version)
+    return _entry(path, about, count)
 
 
 def _tars(version: Version, landing: Store, folder: Path, per_shard: int) -> dict[str, Entry]:

@@ -122,15 +122,20 @@ class Version:
         frame = pl.DataFrame(pl.from_arrow(table)).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
         return self.with_decision(batch, frame).select("row", *wanted, "reason")
 
-    def kept(self, batch: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """The kept pairs of a batch, in reading order (by place in the shard), with `columns` of RANKED."""
+    def kept(self, batch: str, columns: Sequence[str] | None = None, *, in_order: bool = True) -> pl.DataFrame:
+        """The kept pairs of a batch, with `columns` of RANKED.
+
+        In reading order (by place in the shard), or, which is less to read and to sort, in the list's.
+        """
         wanted = [name for name in (columns or RANKED.names) if name != "reason"]
+        needed = list(dict.fromkeys([*wanted, *READING_ORDER])) if in_order else wanted
         found = []
-        with closing(Rows(self.ranked_list(batch), list(dict.fromkeys([*wanted, *READING_ORDER])))) as rows:
+        with closing(Rows(self.ranked_list(batch), needed)) as rows:
             for segment in self.lists.filter(batch=batch).iter_rows(named=True):
                 frame = rows.slice(segment["start"], segment["start"] + segment["taken"])
                 found.append(frame.join(self._capped_rows(batch), on="row", how="anti"))
-        return pl.concat(found).sort(READING_ORDER).select(wanted)
+        kept = pl.concat(found)
+        return (kept.sort(READING_ORDER) if in_order else kept).select(wanted)
 
     def find(self, pair_ids: Sequence[str]) -> pl.DataFrame:
         """Every occurrence of these pairs: `batch`, `row`, RANKED's columns and `reason` (null when kept)."""
