@@ -90,6 +90,12 @@ class Policy(Rules):
     most_per_duplicate_group: int | None = Field(
         None, ge=1, description="Most kept candidates that show the same image or nearly the same, best first."
     )
+    most_per_semantic_cluster: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,  # policies without it keep their bytes, and so do their versions
+        description="Most kept candidates whose images are of one semantic cluster, best first.",
+    )
 
     @field_validator("version")
     @classmethod

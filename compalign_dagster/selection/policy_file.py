@@ -21,7 +21,7 @@ from compalign_dagster.selection.policy import Policy, Rules
 _MOST_BYTES = 1 << 20
 _SHOWN = 120
 _ORDER = ("version", "keep_fraction", "keep_count", "reward_floor", "languages", "unknown_language",
-          "caption_patterns", "most_per_domain", "most_per_duplicate_group",
+          "caption_patterns", "most_per_domain", "most_per_duplicate_group", "most_per_semantic_cluster",
           "per_corpus", "count_per_corpus", "floors")  # fmt: skip
 """As written: tables last, because a TOML table ends where the next begins."""
 
@@ -86,7 +86,8 @@ def written(policy: Policy) -> str:
     lines.append("# floor, then caps, then the cut; a dropped pair has the first reason that applies.")
     for name in _ORDER:
         lines += ["", f"# {Policy.model_fields[name].description}"]
-        lines += _table(name, values[name]) if isinstance(values[name], dict) else [_line(name, values[name])]
+        value = values.get(name)
+        lines += _table(name, value) if isinstance(value, dict) else [_line(name, value)]
     return "\n".join(lines) + "\n"
 
 
@@ -94,9 +95,9 @@ def differences(old: Policy, new: Policy) -> list[Difference]:
     """The fields in which two policies differ, in the order in which files have them."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     return [
-        Difference(name, before[name], after[name], Policy.model_fields[name].description or "")
+        Difference(name, before.get(name), after.get(name), Policy.model_fields[name].description or "")
         for name in _ORDER
-        if before[name] != after[name]
+        if before.get(name) != after.get(name)
     ]
 
 

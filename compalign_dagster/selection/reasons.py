@@ -11,6 +11,7 @@ FLOOR = "floor"
 REWARD_FLOOR = "reward_floor"
 CASCADE_REJECT = "cascade_reject"
 DUPLICATE_CAP = "duplicate_cap"
+CLUSTER_CAP = "cluster_cap"
 DOMAIN_CAP = "domain_cap"
 NO_BUDGET = "no_budget"
 TIED_AT_CUT = "tied_at_cut"
@@ -25,6 +26,7 @@ MEANING = {
     REWARD_FLOOR: "the reward lies below the policy's floor",
     CASCADE_REJECT: "a cheap score turned the pair down, so that it has no reward",
     DUPLICATE_CAP: "enough pairs with a better reward show the same image, or nearly the same",
+    CLUSTER_CAP: "enough pairs with a better reward show an image of the same semantic cluster",
     DOMAIN_CAP: "enough pairs with a better reward are of the same domain",
     NO_BUDGET: "the budget keeps nothing",
     TIED_AT_CUT: "the reward of the last kept pair, but behind it by the tie-break",
@@ -35,5 +37,5 @@ ORDER = tuple(MEANING)
 OF_BLOCK_LIST = (TAKEDOWN, EVALUATION_OVERLAP)
 OF_ROW = ORDER[: ORDER.index(CASCADE_REJECT) + 1]
 """Reasons that one pair's own facts decide; they stand in the ranked lists."""
-OF_CAP = (DUPLICATE_CAP, DOMAIN_CAP)
+OF_CAP = (DUPLICATE_CAP, CLUSTER_CAP, DOMAIN_CAP)
 OF_CUT = (NO_BUDGET, TIED_AT_CUT, BELOW_CUT)
