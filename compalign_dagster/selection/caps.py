@@ -101,8 +101,8 @@ def _load(
         }
     )
     database.register("files", files.to_arrow())
-    joins = [f"left join read_parquet(?) {cap.kind} using (shard, key)" for cap, _ in groups]
-    values = "".join(f", {cap.kind}.{cap.by}" for cap, _ in groups)
+    joins = [f"left join (select shard, key, {cap.by} from read_parquet(?)) using (shard, key)" for cap, _ in groups]  # noqa: S608
+    values = "".join(f", {cap.by}" for cap, _ in groups)
     database.execute(
         f"""
         create table candidates as
