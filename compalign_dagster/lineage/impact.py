@@ -78,7 +78,7 @@ def of_batch(store: Store, key: str) -> dict[str, Any]:
 
 
 def of_model(store: Store, version: str) -> dict[str, Any]:
-    """What the model whose version begins so has decided: every version that was cut by its rewards or capped by its clusters.
+    """What the model whose version begins so has decided: every version cut by its rewards or capped by its clusters.
 
     Raises:
         InputError: unless exactly one model is meant.

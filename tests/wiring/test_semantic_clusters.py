@@ -9,7 +9,7 @@ from assets.scored_shards import score_batch
 from assets.semantic_clusters import publish_clusters
 from compalign_dagster import artifacts, decisions, latest, parquet
 from compalign_dagster.crawl import batches
-from compalign_dagster.crawl.clusters import ASSIGNMENT
+from compalign_dagster.crawl.clusters import ASSIGNMENT, table_of
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.lineage.verify import verify_version
 from compalign_dagster.reward.config import reward_config
@@ -112,6 +112,10 @@ def test_from_landed_images_to_a_version_that_keeps_few_of_each_cluster(scene):
     made = latest.require(scene.store, "semantic_clusters")
     table = parquet.read(made.fetch("assignment.parquet"))
     assert table.schema.equals(ASSIGNMENT)
+    listed = made.store.read(made.file_key("preview.txt")).decode().splitlines()
+    assert 4 <= len(listed) <= 4 * sheets.SIDE
+    places = {(row["shard"], row["key"]) for row in table.to_pylist()}
+    assert all(tuple(line.split()[:2]) in places for line in listed)
     # Squares of one colour, which differ in a shade, are of one cluster.
     colours = {(int(row["key"]) % 4, row["cluster"]) for row in table.to_pylist()}
     assert len(colours) == 4 == len({cluster for _, cluster in colours})
@@ -129,36 +133,20 @@ def test_from_landed_images_to_a_version_that_keeps_few_of_each_cluster(scene):
     assert [str(fault) for fault in verify_version(scene.store, version.manifest_key).faults] == []
 
 
-def test_asked_again_it_is_there_and_a_grown_crawl_embeds_its_batch_alone(scene, published):
+def test_asked_again_it_is_there_another_number_embeds_nothing_and_a_grown_crawl_its_batch_alone(scene, published):
     first, reused = scene.clusters()
     assert (reused, len(published)) == (False, 3)
     again, reused = scene.clusters()
     assert reused and again.data_version == first.data_version
     published.clear()
+    fewer, reused = publish_clusters(scene.storage, scene.accelerator, 2)
+    assert not reused
+    assert (fewer.facts["clusters"], fewer.facts["embedded"], published) == (2, 0, [])
     scene.grow("web/00007.tar")
     grown, reused = scene.clusters()
     assert not reused
     assert published == ["web/00007.tar"]
     assert (grown.facts["shards"], grown.facts["embedded"]) == (4, 1)
-
-
-def test_another_number_of_clusters_embeds_nothing(scene, published):
-    scene.clusters()
-    published.clear()
-    fewer, reused = publish_clusters(scene.storage, scene.accelerator, 2)
-    assert not reused
-    assert published == []
-    assert (fewer.facts["clusters"], fewer.facts["embedded"]) == (2, 0)
-
-
-def test_an_image_is_embedded_once_for_all_of_its_captions_and_samples(scene, monkeypatch):
-    seen = []
-    embed = embedding.distinct_images
-    monkeypatch.setattr(embedding, "distinct_images", lambda pairs: seen.append(embed(pairs)) or seen[-1])
-    scene.clusters()
-    for table in seen:
-        names = table["image_sha256"].to_pylist()
-        assert len(names) == len(set(names)) > 0
 
 
 def test_killed_between_two_shards_it_repeats_none_that_was_published(scene, published, monkeypatch):
@@ -192,25 +180,11 @@ def test_a_shard_that_was_replaced_since_is_named_and_what_was_embedded_still_se
         publish_clusters(scene.storage, scene.accelerator, 3)
 
 
-def test_what_a_sheet_shows_is_listed_beside_it(scene):
-    made, _ = scene.clusters()
-    listed = made.store.read(made.file_key("preview.txt")).decode().splitlines()
-    assert 4 <= len(listed) <= 4 * sheets.SIDE
-    places = {(row["shard"], row["key"]) for row in parquet.read(made.fetch("assignment.parquet")).to_pylist()}
-    assert all(tuple(line.split()[:2]) in places for line in listed)
-
-
 def test_the_planted_bug_of_a_scorer_that_mixes_up_images_turns_the_clusters_red(scene, monkeypatch):
-    monkeypatch.setattr(embedding, "table_of", lambda names, vectors: semantic_clusters_of(names[::-1], vectors))
+    monkeypatch.setattr(embedding, "table_of", lambda names, vectors: table_of(names[::-1], vectors))
     made, _ = scene.clusters()
     table = parquet.read(made.fetch("assignment.parquet"))
     assert len({(int(row["key"]) % 4, row["cluster"]) for row in table.to_pylist()}) > 4
-
-
-def semantic_clusters_of(names, vectors):
-    from compalign_dagster.crawl.clusters import table_of
-
-    return table_of(names, vectors)
 
 
 def test_the_asset_says_what_to_materialise_first(tmp_path):
