@@ -142,6 +142,7 @@ def fit(sampled: np.ndarray, clusters: int) -> np.ndarray:
         max_iter=_EPOCHS,
         max_no_improvement=None,
         n_init=1,
+        compute_labels=False,
         random_state=_SEED,
     )
     return _unit(means.fit(sampled).cluster_centers_.astype(np.float32))
@@ -226,7 +227,8 @@ def _assignment(shard: Embedded, cluster_of: dict[str, int]) -> tuple[pa.Table, 
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))  # `np.linalg.norm` would make a copy of them all
+    vectors /= np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
     return vectors
 
 
