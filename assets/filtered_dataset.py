@@ -32,6 +32,7 @@ from resources.storage import Storage
 
 KIND = keys.FILTERED_DATASET.to_user_string()
 _BUDGETS_SHOWN = 50
+_MOST_ROWS_COMPARED = 5_000_000  # of ranked lists, for the page of what changed: seconds
 _COLUMNS = {  # of the ranked lists: the asset and column that each is copied or made from
     **{name: (keys.SCORED_SHARDS, name) for name in ("pair_id", "shard", "key", "caption_index", "corpus")},
     **{name: (keys.SCORED_SHARDS, name) for name in ("reward", "human_fit")},
@@ -261,4 +262,23 @@ def _views(storage: Storage, decided: Version, name: str) -> dict[str, bytes]:
         **dataset_views(decided, storage.landing, name),
         "what_if.html": what_if_view(decided, storage.landing, name),
         "audit.html": audit_page(audit_facts(decided, name)),
+        **_changes(storage, decided, name),
     }
+
+
+def _changes(storage: Storage, decided: Version, name: str) -> dict[str, bytes]:
+    """The page of what changes from the current version, where it takes little to draw; else `compalign diff` tells."""
+    from compalign_dagster.pages.diff import diff_view
+    from compalign_dagster.selection.diff import rows_read
+
+    now = current.read(storage.store)
+    if now is None:
+        return {}
+    try:
+        before = Version.open(now)
+        if rows_read(before, decided) > _MOST_ROWS_COMPARED:
+            return {}
+        return {"diff.html": diff_view(before, decided, storage.landing, name=name)}
+    except CompalignError as error:  # of the version before: whatever is wrong with it must not hold this one up
+        log.warning("filtered_dataset: no page of what changed: %s", error)
+        return {}

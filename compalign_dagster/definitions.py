@@ -33,6 +33,7 @@ from resources.storage import Storage
 from sensors.arrivals import crawl_arrivals
 from sensors.automation import automated, automation
 from sensors.jobs import JOBS
+from sensors.takedowns import takedowns
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     *external.EXTERNAL_ASSETS,
@@ -59,7 +60,7 @@ def build_defs(*, settings: Settings | None = None, resources: dict[str, Any] | 
         assets=automated(ASSETS, settings),
         asset_checks=[judgements, would_pass_the_gate, rewards_compare_across_images, report_is_sound],
         jobs=JOBS,
-        sensors=[crawl_arrivals, automation],
+        sensors=[crawl_arrivals, automation, takedowns],
         resources={
             "settings": settings,
             "storage": Storage.from_settings(settings),

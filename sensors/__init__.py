@@ -1,1 +1,1 @@
-"""What starts work: arrivals, automation, jobs."""
+"""What starts work: arrivals, automation, takedowns, jobs."""

@@ -2,7 +2,8 @@
 
     python -m benchmarks.scoring [--datapack DIR] [--runs 5] [--only PART ...] [--quick] [--out FOLDER]
 
-Parts: engine (with all rivals), overhead (Dagster and Ray), memory. Makes Data-Juicer's environment by pip from
+Parts: engine (with all rivals), overhead (Dagster and Ray), memory; with `--only`, what was measured of the others
+stays. Makes Data-Juicer's environment by pip from
 `rivals.txt` in `.venv-data-juicer`; where that fails, it says so and measures the rest. Half an hour on two
 cores. `--quick` shows that everything runs, in files of its own under `--out`; its figures mean nothing.
 """
@@ -14,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -59,15 +61,35 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         "asked_runs": options.runs,
         "left_out": left_out,
         **figures.figures(runs),
+        "runs": figures.without_scores(runs),
     }
-    result["runs"] = figures.without_scores(runs)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.only and (options.out / "result.json").is_file():
+        result = beside(json.loads((options.out / "result.json").read_text()), result, parts)
     (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / "result.md").write_text(f"# Scoring\n\n{page.tables(result)}")
     docs = DOCS if options.out == HERE else options.out
     page.draw(result, docs / "images")
     (docs / "scoring-benchmark.md").write_text(page.document(result))
     return result
+
+
+def beside(earlier: dict[str, Any], result: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """`result` of some parts, with what an earlier run says of the others."""
+    was, now = earlier["machine"]["load"], result["machine"]["load"]
+    tables = {name: result[name] or earlier[name] for name in ("rates", "agreement", "stages")}
+    return {
+        **result,
+        **tables,
+        "machine": result["machine"] | {"load": f"{now} ({', '.join(parts)}), {was} (the rest)"},
+        "inputs": result["inputs"] if "engine" in parts else earlier["inputs"],
+        "ratios": {**earlier["ratios"], **result["ratios"]},
+        "runs": [*(run for run in earlier["runs"] if _part_of(run) not in parts), *result["runs"]],
+    }
+
+
+def _part_of(run: dict[str, Any]) -> str:
+    return next((name for name in ("overhead", "memory") if name in (run["side"], run["work"])), "engine")
 
 
 def side_by_side(folder: Path, runs: int, left_out: list[dict[str, str]]) -> list[dict[str, Any]]:

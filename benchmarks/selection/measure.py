@@ -48,19 +48,14 @@ def cut(folder: Path, keys: list[str]) -> dict[str, Any]:
 def export(folder: Path, keys: list[str]) -> dict[str, Any]:
     """The kept pairs with their places as one Parquet file, batch by batch in reading order, without captions."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from compalign_dagster.selection.ranked import as_table
+    from compalign_dagster.selection.exporting import write_table
     from compalign_dagster.selection.tables import RANKED
 
     schema, out = pa.schema([RANKED.field(name) for name in EXPORTED]), folder / "export.parquet"
     clock = Clock()
-    version, rows = _decided(folder, keys), 0
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        for batch in version.batches():
-            table = as_table(version.kept(batch, EXPORTED), schema)
-            writer.write_table(table)
-            rows += len(table)
+    version = _decided(folder, keys)
+    rows = write_table(out, schema, (version.kept(batch, EXPORTED) for batch in version.batches()))
     found = {**clock.read(), "rows": rows, "bytes": out.stat().st_size}
     out.unlink()
     return found

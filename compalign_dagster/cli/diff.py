@@ -108,7 +108,7 @@ def _write(page: Path, a: "Version", b: "Version", found: "Diff", landing: "Stor
     from compalign_dagster.cli.files import unwritable
     from compalign_dagster.pages.diff import diff_view
 
-    data = diff_view(a, b, landing, found)
+    data = diff_view(a, b, landing, found, served=False)
     try:
         page.write_bytes(data)
     except OSError as error:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 @click.option("--reason", metavar="TEXT", help="Why: recorded with what went. Needed to remove anything.")
 @click.option("--by", metavar="NAME", help="Who decides.  [default: the user that runs this]")
 def command(keep: int, spare: tuple[str, ...], dry_run: bool, reason: str | None, by: str | None) -> None:
-    r"""Remove versions of the dataset but the N newest, and the ranked lists that no version needs then.
+    r"""Remove versions of the dataset but the N newest, and what only the others need.
+
+    That is ranked lists that no version needs then, and what is remembered of block lists that another has followed.
 
     Never removed: the current version, what one of the last N decisions or evaluation reports names, anything
-    younger than a day, and anything but versions and lists: what was landed, indexed, scored and decided stays,
+    younger than a day, and anything but these: what was landed, indexed, scored and decided stays,
     so that a version can be made again. Do not run it while filtered_dataset is being materialised.
 
     \b
@@ -46,12 +48,15 @@ def command(keep: int, spare: tuple[str, ...], dry_run: bool, reason: str | None
 
 
 def _show(chosen: "Plan") -> None:
+    from compalign_dagster.selection.blocked import KIND
+
     for item in chosen.versions:
         click.echo(
             f"version {item.work_key[:12]}  {item.manifest['created']}  {item.facts.get('kept', 0):,} pairs kept"
         )
     for item in chosen.lists:
-        click.echo(f"list    {item.work_key[:12]}  {item.manifest['created']}  {item.partition}")
+        what = "matches" if item.kind == KIND else "list   "
+        click.echo(f"{what} {item.work_key[:12]}  {item.manifest['created']}  {item.partition}")
     click.echo(
         f"{len(chosen.versions)} versions and {len(chosen.lists)} lists, {chosen.size:,} bytes; "
         f"{len(chosen.kept)} versions stay"

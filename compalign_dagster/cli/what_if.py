@@ -50,8 +50,9 @@ def command(
     r"""Say what would be kept: counts, mean reward, expected fit, shares of corpora, domains, lengths, sizes.
 
     Nothing is scored and nothing published. The numbers are exact: a run with the same policy keeps them. A policy
-    with other rules (floors, languages, patterns) needs lists that only a run makes, and is refused. Expected fit is
-    the share of kept captions of which a person says that they fit, by the calibrated probability of each pair.
+    with other rules (floors, languages, patterns, sampling) needs lists that only a run makes, and is refused.
+    Expected fit is the share of kept captions of which a person says that they fit, by the calibrated probability of
+    each pair.
 
     \b
     compalign what-if --fraction 0.2 --fraction 0.25
@@ -164,7 +165,7 @@ def _write(version: "Version", storage: "Storage", page: Path) -> None:
     from compalign_dagster.cli.files import unwritable
     from compalign_dagster.pages.what_if import what_if_view
 
-    data = what_if_view(version, storage.landing, version.artifact.work_key[:12])
+    data = what_if_view(version, storage.landing, version.artifact.work_key[:12], served=False)
     try:
         page.write_bytes(data)
     except OSError as error:

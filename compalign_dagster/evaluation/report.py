@@ -136,7 +136,7 @@ def crawl_table(version: Version) -> pl.DataFrame:
     decided = [version.decided(batch, [*TIE_BREAK, *read]) for batch in version.batches()]
     table = pl.concat(decided).filter(pl.col("reason").is_in(OF_BLOCK_LIST).not_() | pl.col("reason").is_null())
     for key, columns in (("pairs_key", ["caption", "image_sha256"]), ("scores_key", ["cosine"])):
-        files = [io.BytesIO(version.store.read(name)) for name in version.shards[key]]
+        files = [io.BytesIO(version.store.read(name)) for name in version.shard_keys[key]]
         found = pl.concat([pl.read_parquet(file, columns=[*TIE_BREAK, *columns]) for file in files])
         table = table.join(found, on=TIE_BREAK, how="left")
     budgets = {name: version.policy.budget_of(name) for name in table["corpus"].unique()}

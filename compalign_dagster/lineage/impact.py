@@ -14,7 +14,7 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl import batches
 from compalign_dagster.errors import InputError
 from compalign_dagster.lineage import models, places
-from compalign_dagster.lineage.places import OCCURRENCE
+from compalign_dagster.lineage.places import OCCURRENCE, Delivery
 from compalign_dagster.selection.blocks import Entry
 from compalign_dagster.selection.version import Version, frame_of
 from compalign_dagster.selection.versions import Published
@@ -60,11 +60,12 @@ def _counted(store: Store, found: pl.DataFrame) -> dict[str, Any]:
 def of_batch(store: Store, key: str) -> dict[str, Any]:
     """What a batch of the log brought, and what became of it."""
     batches.require(store, key)
+    mine = places.deliveries(store, batch=key)
     found = [
         places.index_of(store, item, [*OCCURRENCE, "pair_id", "image_sha256"]).with_columns(
             pairs_key=pl.lit(item.pairs_key), batch=pl.lit(key)
         )
-        for item in places.deliveries(store, batch=key)
+        for item in mine
     ]
     if not found:
         raise InputError(f"batch {key}", expected="an indexed batch", found="no index", remedy="Materialise raw_crawl.")
@@ -73,8 +74,16 @@ def of_batch(store: Store, key: str) -> dict[str, Any]:
     return {
         **_counted(store, rows),
         "versions": [_of_lists(item, version.lists.filter(batch=key)) for item, version in opened],
-        "sql": f"select distinct pair_id from pairs where batch = {quoted(key)}",  # noqa: S608 - quoted
+        "sql": f"select distinct pair_id from pairs where {_in_batch(store, key, mine)}",  # noqa: S608 - quoted
     }
+
+
+def _in_batch(store: Store, key: str, mine: Sequence[Delivery]) -> str:
+    """The condition on `pairs` that gives a batch's: an index that a later batch brought again counts as of that."""
+    newest = {item.pairs_key: item.batch for item in places.deliveries(store)}
+    again = sorted(item.pairs_key for item in mine if newest[item.pairs_key] != key)
+    wanted = f"batch = {quoted(key)}"
+    return f"{wanted} or store_key in ({', '.join(map(quoted, again))})" if again else wanted
 
 
 def of_model(store: Store, version: str) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def _first_kept(version: Version) -> list[str]:
 
 def _held(item: Published, version: Version, found: pl.DataFrame, ids: list[str]) -> dict[str, Any]:
     """How many of these occurrences a version kept and dropped, of the deliveries that it was made from."""
-    mine = found.join(version.shards.select("shard", "pairs_key"), on=["shard", "pairs_key"], how="semi")
+    mine = found.join(version.shard_keys.select("shard", "pairs_key"), on=["shard", "pairs_key"], how="semi")
     rows = version.find(ids).join(mine.select(OCCURRENCE), on=OCCURRENCE, how="semi")
     kept = rows.filter(pl.col("reason").is_null())
     return {

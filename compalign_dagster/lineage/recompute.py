@@ -97,7 +97,7 @@ def recompute(
     found = Recomputed()
     shards = _shards(chain, landing, set(without))
     scorers = _Scorers(chain, str(artifact.facts["model_version"]), device)
-    used = {row["shard"]: row for row in version.shards.iter_rows(named=True)}
+    used = {row["shard"]: row for row in version.shard_keys.iter_rows(named=True)}
     for batch in version.batches():
         decided = version.decided(batch)
         there = decided["shard"].is_in(sorted(shards))

@@ -87,8 +87,8 @@ def _find(store: Store, sought: Sought, known: Sequence[Version]) -> list[tuple[
         return _rows(store, [item for item in among if item.shard == sought.shard], wanted)
     if sought.pair_id:
         shards = {shard for version in known for shard in version.find([sought.pair_id])["shard"]}
-        asked = {key for version in known for key in version.shards["pairs_key"]}
-        maybe = [item for item in among if item.shard in shards or item.pairs_key not in asked]
+        asked = {used for version in known for used in version.shards.select("shard", "index_version").iter_rows()}
+        maybe = [item for item in among if item.shard in shards or (item.shard, item.index_version) not in asked]
         return _rows(store, maybe, pl.col("pair_id") == sought.pair_id)
     kind, value = ("url", sought.url) if sought.url else ("image_sha256", sought.image_sha256)
     hits = places.reached(store, [entry(kind, value or "", request="trace")], among)
@@ -148,9 +148,11 @@ def _decisions(
     item: Published, version: Version, frame: pl.DataFrame, delivery: Delivery, row: dict[str, Any], run_of: RunOf
 ) -> list[dict[str, Any]]:
     """What one version decided about one occurrence: nothing, where it was made from another delivery."""
-    used = version.shards.filter(shard=row["shard"], pairs_key=delivery.pairs_key)
     mine = frame.filter(*(pl.col(name) == row[name] for name in ("pair_id", *OCCURRENCE)))
-    if not used.height or not mine.height:
+    if not mine.height:
+        return []
+    used = version.shard_keys.filter(shard=row["shard"], pairs_key=delivery.pairs_key)
+    if not used.height:
         return []
     shard, decision = used.to_dicts()[0], mine.to_dicts()[0]
     budget = version.policy.budget_of(decision["corpus"])

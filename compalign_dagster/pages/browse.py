@@ -8,7 +8,7 @@ view holds (`selection.views`).
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
 from compalign_dagster.errors import InputError
@@ -33,6 +33,13 @@ _PAIR_ID = re.compile(r"[0-9a-f]{32}")
 _FIGURES = ("reward", "human_fit", "domain", "caption_characters", "width", "height")
 
 
+class Way(TypedDict):
+    """Fields of a `Card`."""
+
+    link: str
+    command: str
+
+
 def address(dataset: str, group: str = "", after: Key | None = None, until: Key | None = None) -> str:
     """The path of a group's pairs on the page server, behind one place of their order and up to another."""
     asked = {"after": after, "until": until}
@@ -44,6 +51,12 @@ def address(dataset: str, group: str = "", after: Key | None = None, until: Key 
 def pair_address(dataset: str, pair_id: str) -> str:
     """The path of a pair and what was decided about it."""
     return f"/pair/{quote(dataset, safe='')}/{pair_id}"
+
+
+def way(dataset: str, pair_id: str) -> Way:
+    """What leads from a card to its pair: a link on pages that the server shows, a command on others (no `dataset`)."""
+    link = pair_address(dataset, pair_id) if dataset else ""
+    return {"link": link, "command": "" if link else f"compalign trace {pair_id}"}
 
 
 class Browser:

@@ -27,6 +27,7 @@ class Card:
     note: str = ""
     pair_id: str = ""
     link: str = ""  # where the picture leads; a path on the page server
+    command: str = ""  # what tells more of the pair, on a page that no server shows
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def gallery(cards: Iterable[Card], limit: int = GALLERY_LIMIT) -> dict[str, Any]
                 "note": readable(card.note, 120).text,
                 "pair_id": card.pair_id,
                 "link": card.link,
+                "command": card.command,
             }
             for card in found[:limit]
         ],

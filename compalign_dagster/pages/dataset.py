@@ -17,7 +17,7 @@ from compalign_dagster.selection.version import Version
 from compalign_dagster.selection.views import GROUPS, KEPT, NEAREST, RANDOM, WORST, View
 from compalign_dagster.store import Store
 
-_SHOWN = 8  # pairs of each view: thirteen groups of three views stay below 8 MB
+_SHOWN = 8  # pairs of each view: fourteen groups of three views stay below 8 MB
 _SHEET = 24
 
 

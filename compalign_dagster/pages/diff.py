@@ -1,11 +1,14 @@
 """The page of a diff: what entered and what left between two versions, why, and how it looks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from compalign_dagster.pages import plots
-from compalign_dagster.pages.browse import pair_address
+from compalign_dagster.pages.browse import way
 from compalign_dagster.pages.cards import Card, gallery
 from compalign_dagster.pages.pictures import cards
 from compalign_dagster.pages.plots import Plot
@@ -23,16 +26,21 @@ _SHOWN = 12  # pairs of each cause on each side: twenty-two galleries stay below
 _CORPORA_SHOWN = 100
 
 
-def diff_view(a: Version, b: Version, landing: Store, found: Diff | None = None, *, name: str = "") -> bytes:
+def diff_view(
+    a: Version, b: Version, landing: Store, found: Diff | None = None, *, name: str = "", served: bool = True
+) -> bytes:
     """The page of the changes from `a` to `b`, with the pictures that lie in `landing`.
 
-    `name` is what `b` will be called, where it is not published yet.
+    `name` is what `b` will be called, where it is not published yet. Pictures lead to the page server's paths where
+    the page is `served` by it; elsewhere the command stands beside them.
     """
     found = found or diff(a, b)
     names = {LEFT: a.artifact.work_key[:12], ENTERED: name or b.artifact.work_key[:12]}
     keeper = {LEFT: a, ENTERED: b}
     galleries = {
-        (side, cause): _cards(keeper[side], landing, names[side], found, side, cause)
+        (side, cause): _cards(
+            keeper[side], landing, found.samples[side, cause].head(_SHOWN), names[side] if served else ""
+        )
         for side in SIDES
         for cause in CAUSES
         if found.counts[side, cause]
@@ -83,12 +91,11 @@ def _command(about: Mapping[str, Any], side: str, cause: str) -> str:
     return f"compalign diff {names} --side {side} --cause {cause} --limit {_SHOWN}"
 
 
-def _cards(version: Version, landing: Store, name: str, found: Diff, side: str, cause: str) -> list[Card]:
-    rows = with_captions(found.samples[side, cause].head(_SHOWN), version.store, index_keys(version)).to_dicts()
-    made = cards(landing, rows, lambda row: pair_address(name, row["pair_id"]))
+def _cards(version: Version, landing: Store, pairs: pl.DataFrame, name: str) -> list[Card]:
+    rows = with_captions(pairs, version.store, index_keys(version)).to_dicts()
     return [
-        Card(card.image, card.caption, card.reward, _note(row), card.pair_id, card.link)
-        for card, row in zip(made, rows, strict=True)
+        replace(card, note=_note(row), **way(name, card.pair_id))
+        for card, row in zip(cards(landing, rows), rows, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from compalign_dagster.pages import plots
-from compalign_dagster.pages.browse import pair_address
+from compalign_dagster.pages.browse import way
 from compalign_dagster.pages.cards import Card, gallery
 from compalign_dagster.pages.pictures import pictures
 from compalign_dagster.pages.plots import Plot
@@ -56,8 +56,12 @@ class Group:
     sql: str
 
 
-def what_if_view(version: Version, landing: Store, name: str) -> bytes:
-    """The page of a version called `name`, with the pictures that lie in `landing`."""
+def what_if_view(version: Version, landing: Store, name: str, *, served: bool = True) -> bytes:
+    """The page of a version called `name`, with the pictures that lie in `landing`.
+
+    Pictures lead to the page server's paths where the page is `served` by it; elsewhere the command stands beside them.
+    """
+    of = name if served else ""
     hand = Hand(version)
     edge = margin(hand, version.policy)
     tried = [of_budget(version.policy, edge.budget, Decimal(percent) / 100) for percent in range(0, 101, STOP)]
@@ -66,11 +70,11 @@ def what_if_view(version: Version, landing: Store, name: str) -> bytes:
     steps = rungs(hand, version.policy, edge.budget)
     command = f"compalign what-if --dataset {name} --pairs"
     cards = {
-        side: Group(placed(version, landing, name, getattr(edge, side)), f"{command} {side}", edge.sql(side))
+        side: Group(placed(version, landing, of, getattr(edge, side)), f"{command} {side}", edge.sql(side))
         for side in MARGINS
     }
     sql = ranks_sql(edge.budget, steps["rank"].to_list())
-    cards["rungs"] = Group(placed(version, landing, name, steps), f"{command} rungs", sql)
+    cards["rungs"] = Group(placed(version, landing, of, steps), f"{command} rungs", sql)
     about = {"name": name, "budget": edge.budget, "n": edge.n, "kept": edge.kept, "policy": version.policy}
     return what_if_page(
         {**about, "policy": version.policy.model_dump(mode="json")},
@@ -91,7 +95,7 @@ def placed(version: Version, landing: Store, name: str, rows: "pl.DataFrame") ->
                 note=f"kept from {100 * row['kept_from']:.4g} % on · fits: {_fit(row['human_fit'])} · "
                 f"{row['shard']} {row['key']} {row['caption_index']}",
                 pair_id=row["pair_id"],
-                link=pair_address(name, row["pair_id"]),
+                **way(name, row["pair_id"]),
             ),
             row["kept_from"],
         )

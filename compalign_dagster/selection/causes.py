@@ -23,7 +23,7 @@ CAUSES = {
     "scoring": "scoring gave it a reward, or none, where it did the other before",
     reasons.TAKEDOWN: "it came on the block list, or off it: somebody asked for it to go",
     reasons.EVALUATION_OVERLAP: "it came on the block list, or off it: a set that models are evaluated on",
-    "rules": "the policy's rules changed: floors, languages, caption patterns",
+    "rules": "the policy's rules changed: floors, languages, caption patterns, sampling",
     "caps": "the policy's caps changed",
     "cut": "the policy's fraction or count changed: under the older one it would have stayed as it was",
     "model": "another model gave other rewards",

@@ -105,6 +105,12 @@ def read(store: Store) -> Artifact | None:
     return artifacts.load(store, now.value["manifest"]) if now else None
 
 
+def block_list(store: Store) -> int | None:
+    """The number of the block list that the current dataset was made by, or looked through by; None without one."""
+    now = decisions.current(store, _NAME)
+    return now.value.get("blocks", 0) if now else None
+
+
 def _told(action: str, reason: Reason, before: dict[str, Any]) -> dict[str, Any]:
     return {"action": action, "by": reason.by, "why": reason.why, "replaces": before.get("manifest")}
 

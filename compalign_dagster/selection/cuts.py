@@ -15,7 +15,7 @@ from compalign_dagster.store import Store
 class Cuts:
     """By budget, under one model and policy.
 
-    Where every eligible pair is kept, the policy's reward floor, or -inf; inf where none is.
+    Where every eligible pair is kept, the policy's floor of rewards, or -inf; inf where none is.
     """
 
     model_version: str
@@ -30,8 +30,10 @@ class Cuts:
 def cuts_of(dataset: Artifact) -> Cuts:
     """Those of a filtered dataset."""
     facts = dataset.facts
-    floor = Policy.model_validate(facts["policy"]).reward_floor
-    by_budget = {row["budget"]: _cut(row, -math.inf if floor is None else floor) for row in facts["budgets"]}
+    policy = Policy.model_validate(facts["policy"])
+    floors = [policy.reward_floor, policy.sampling.floor if policy.sampling else None]
+    floor = max((found for found in floors if found is not None), default=-math.inf)
+    by_budget = {row["budget"]: _cut(row, floor) for row in facts["budgets"]}
     return Cuts(facts["model_version"], facts["policy"], by_budget)
 
 

@@ -4,7 +4,6 @@ What belongs here: which lists a decision takes, its cut in every budget, and pu
 making a list (`ranked.py`), finding a cut among lists (`cut.py`), reading a version (`version.py`).
 """
 
-import io
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import polars as pl
 
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
-from compalign_dagster.selection import blocks, caps, ranked
+from compalign_dagster.selection import blocked, blocks, caps, ranked
 from compalign_dagster.selection.accounts import accounts
 from compalign_dagster.selection.cut import Cut, Segment, find_cut
 from compalign_dagster.selection.policy import Policy
@@ -30,7 +29,7 @@ from compalign_dagster.selection.versions import KIND
 from compalign_dagster.store import Store
 from compalign_dagster.versions import canonical_json, work_key
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 
 _SIGNALS = "caption_signals"
 
@@ -96,7 +95,7 @@ def decide_on(
     listed = _listed(lists, segments, taken_away)
     table = _cuts(policy, segments, cuts)
     facts = accounts(lists, listed, table, taken_away, policy)
-    return Version(store, policy, listed, table, taken_away, _shards_used(rows), facts)
+    return Version(store, policy, listed, table, taken_away, _shards_used(rows), facts, rows=rows)
 
 
 def publish(
@@ -158,16 +157,16 @@ def _lists(
     by_batch: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         by_batch[row["batch"]].append(row)
-    blocked = blocks.entries(others.get(blocks.KIND))
+    block_list = others.get(blocks.KIND)
+    entries = blocks.entries(block_list)
     lists, reused = {}, 0
     for batch in sorted(by_batch):
-        indexes = (io.BytesIO(store.read(row["pairs_key"])) for row in by_batch[batch])
         lists[batch], was_there = ranked.publish_list(
             store,
             batch,
             by_batch[batch],
             policy.rules(),
-            blocked=blocks.matches(indexes, blocked) if blocked.num_rows else None,
+            blocked=blocked.of_batch(store, batch, by_batch[batch], block_list, entries),
             signals=others.get(f"{_SIGNALS}/{batch}"),
         )
         reused += was_there

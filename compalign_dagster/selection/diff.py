@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from compalign_dagster.parquet import column
+from compalign_dagster.selection import caps
 from compalign_dagster.selection.causes import CAUSES, COLUMNS, ENTERED, LEFT, SIDES, Why
 from compalign_dagster.selection.cut import Rows
 from compalign_dagster.selection.ladder import histogram
@@ -119,6 +120,24 @@ def changes(a: Version, b: Version) -> Iterator[pl.DataFrame]:
         changed = frame.filter(pl.col("kept_a") != pl.col("kept_b"))
         if changed.height:
             yield why.explain(changed)
+
+
+def rows_read(a: Version, b: Version) -> int:
+    """How many rows of ranked lists a diff of two versions reads; none is read to tell.
+
+    Other caps of the older one are worked out on all that the newer one decided on.
+    """
+    older = caps.limits(a.policy)
+    found = int(b.facts["pairs"]) if any(older) and older != caps.limits(b.policy) else 0
+    for batches in _different(a, b):
+        mine, theirs = (version.lists.filter(pl.col("batch").is_in(batches)) for version in (a, b))
+        if _is_same_list(a, b, batches):
+            both = mine.join(theirs, on="corpus", suffix="_b")
+            found += both.select((pl.col("taken") - pl.col("taken_b")).abs().sum()).item()
+            found += sum(version.capped.filter(batch=batches[0]).height for version in (a, b))
+        else:
+            found += sum(part.select(pl.col("rows").sum()).item() for part in (mine, theirs))
+    return found
 
 
 def _different(a: Version, b: Version) -> Iterator[list[str]]:

@@ -30,6 +30,7 @@ FORMATS = ("parquet", "uids", "tars", "croissant", "card")
 Entry = dict[str, Any]
 
 _ROW_GROUP_ROWS = 65_536
+_REPEATED = ("shard", "corpus", "reason")  # a dictionary of other columns costs time and saves nothing
 _ID_ROWS = 1_000_000
 
 
@@ -106,19 +107,24 @@ def _earlier(folder: Path, version: Version, wanted: set[str]) -> dict[str, Entr
     return files
 
 
-def _table(path: Path, schema: pa.Schema, frames: Iterable[pl.DataFrame], about: str) -> Entry:
-    """A Parquet file written a row group at a time, under its name once it is whole."""
+def write_table(path: Path, schema: pa.Schema, frames: Iterable[pl.DataFrame]) -> int:
+    """Write a Parquet file a row group at a time, under its name once it is whole; how many rows it has."""
     part = path.with_name(f".{path.name}.part")
-    records = 0
+    repeated = [name for name in _REPEATED if name in schema.names]
+    rows = 0
     try:
-        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=repeated) as writer:  # type: ignore[arg-type] # takes a list too
             for frame in _joined(frames, _ROW_GROUP_ROWS):
                 writer.write_table(frame.select(schema.names).to_arrow().cast(schema))
-                records += frame.height
+                rows += frame.height
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return _entry(path, about, records)
+    return rows
+
+
+def _table(path: Path, schema: pa.Schema, frames: Iterable[pl.DataFrame], about: str) -> Entry:
+    return _entry(path, about, write_table(path, schema, frames))
 
 
 def _joined(frames: Iterable[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:

@@ -88,7 +88,7 @@ class Hand:
         return closing(Rows(self.version.ranked_list(self.parts[at]["batch"]), columns))
 
     def _require_same_rules(self, policy: Policy) -> None:
-        mine, theirs = policy.rules().model_dump(), self.version.policy.rules().model_dump()
+        mine, theirs = dict(policy.rules()), dict(self.version.policy.rules())
         if mine != theirs:
             raise InputError(
                 "what-if",
@@ -121,7 +121,10 @@ class Hand:
 
 
 def _bins_of(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A list's bins, falling, and the candidates in each, by corpus."""
-    frame = frame_of(artifact, "histogram.parquet").select("corpus", "bin", "pairs")
-    parts = frame.sort("bin", descending=True).partition_by("corpus", as_dict=True)
-    return {str(corpus): (part["bin"].to_numpy(), part["pairs"].to_numpy()) for (corpus,), part in parts.items()}
+    """A list's bins, falling, and the candidates in each, by corpus, in the list's order."""
+    frame = frame_of(artifact, "histogram.parquet", ["corpus", "bin", "pairs"])
+    bins, pairs, start, found = frame["bin"].to_numpy(), frame["pairs"].to_numpy(), 0, {}
+    for length, corpus in frame["corpus"].rle().struct.unnest().iter_rows():
+        found[corpus] = bins[start : start + length], pairs[start : start + length]
+        start += length
+    return found

@@ -50,7 +50,7 @@ def dropped_frames(version: Version) -> Iterator[pl.DataFrame]:
 
 def index_keys(version: Version) -> dict[str, str]:
     """Where the pair index of each shard lies in the store."""
-    return dict(version.shards.select("shard", "pairs_key").iter_rows())
+    return dict(version.shard_keys.select("shard", "pairs_key").iter_rows())
 
 
 def with_captions(rows: pl.DataFrame, store: Store, keys: Mapping[str, str]) -> pl.DataFrame:

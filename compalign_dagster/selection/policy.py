@@ -9,15 +9,17 @@ from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from compalign_dagster.errors import InputError
 from compalign_dagster.scoring.tables import FIGURES
+from compalign_dagster.selection.sampling import Sampling
 
 REST = "*"
 """The budget that corpora without one of their own share."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_WITHOUT_EITHER = 2
 _MOST_DECIMALS = 100
 _EXACT = Context(prec=2 * _MOST_DECIMALS)
 _FLOORS = tuple(name for name in FIGURES if name != "reward")
@@ -36,6 +38,11 @@ class Rules(BaseModel):
     )
     caption_patterns: tuple[str, ...] = Field(
         (), description="Regular expressions; a caption that one matches, in any case, is dropped."
+    )
+    sampling: Sampling | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # such a policy has the JSON, and the work keys, of schema 2
+        description="Chance to be kept: 0 up to the reward `floor`, 1 from `full` on, linear between; `seed` draws.",
     )
 
     @field_validator("floors")
@@ -81,7 +88,19 @@ class Policy(Rules):
     `keep_fraction` or `keep_count`. A fraction is of all pairs of its budget, whatever the rules say of them.
     """
 
-    version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, description="Version of this schema.")
+    most_per_semantic_cluster: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,  # as above
+        description="Most kept candidates whose images are of one semantic cluster, best first.",
+    )
+    version: int = Field(  # behind all that it is told by
+        SCHEMA_VERSION,
+        ge=1,
+        le=SCHEMA_VERSION,
+        validate_default=True,
+        description="The schema that a reader has to know: 3 with sampling or a cap on clusters, else 2.",
+    )
     keep_fraction: Decimal | None = Field(None, description="Share of the pairs to keep, a decimal from 0 to 1.")
     keep_count: int | None = Field(None, ge=0, description="How many pairs to keep, in place of a fraction.")
     per_corpus: dict[str, Decimal] = Field({}, description="Keep fractions of corpora with a budget of their own.")
@@ -90,18 +109,13 @@ class Policy(Rules):
     most_per_duplicate_group: int | None = Field(
         None, ge=1, description="Most kept candidates that show the same image or nearly the same, best first."
     )
-    most_per_semantic_cluster: int | None = Field(
-        None,
-        ge=1,
-        exclude_if=lambda value: value is None,  # policies without it keep their bytes, and so do their versions
-        description="Most kept candidates whose images are of one semantic cluster, best first.",
-    )
 
     @field_validator("version")
     @classmethod
-    def _as_now(cls, value: int) -> int:
-        """Policies of older schemas mean the same in this one."""
-        return SCHEMA_VERSION
+    def _least(cls, value: int, info: ValidationInfo) -> int:
+        """The oldest schema that says the same, so that equal policies are equal bytes."""
+        newer = info.data.get("sampling") or info.data.get("most_per_semantic_cluster")
+        return SCHEMA_VERSION if newer else _WITHOUT_EITHER
 
     @field_validator("keep_fraction", mode="before")
     @classmethod

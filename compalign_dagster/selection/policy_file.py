@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 20
 _SHOWN = 120
 _ORDER = ("version", "keep_fraction", "keep_count", "reward_floor", "languages", "unknown_language",
           "caption_patterns", "most_per_domain", "most_per_duplicate_group", "most_per_semantic_cluster",
-          "per_corpus", "count_per_corpus", "floors")  # fmt: skip
+          "per_corpus", "count_per_corpus", "floors", "sampling")  # fmt: skip
 """As written: tables last, because a TOML table ends where the next begins."""
 
 
@@ -83,10 +83,10 @@ def written(policy: Policy) -> str:
     """TOML that reads back as this policy: each field with its meaning, fields without effect as comments."""
     values = policy.model_dump(mode="json")
     lines = ["# A selection policy. Order of application: block list, languages, caption patterns, floors, reward"]
-    lines.append("# floor, then caps, then the cut; a dropped pair has the first reason that applies.")
+    lines.append("# floor, sampling, then caps, then the cut; a dropped pair has the first reason that applies.")
     for name in _ORDER:
         lines += ["", f"# {Policy.model_fields[name].description}"]
-        value = values.get(name)
+        value = values.get(name, {} if name == "sampling" else None)
         lines += _table(name, value) if isinstance(value, dict) else [_line(name, value)]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Old versions of the dataset and the ranked lists that only they need: which may go, and their removal.
+"""Old versions of the dataset, ranked lists that only they need, matches of older block lists: their removal.
 
 What belongs here: the choice, the record of it, the order of deletion. What does not: anything that was landed,
 indexed, scored or decided; that is never pruned.
@@ -14,7 +14,7 @@ from compalign_dagster import artifacts, decisions, latest
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import InputError
 from compalign_dagster.reward.promoted import Reason
-from compalign_dagster.selection import ranked, versions
+from compalign_dagster.selection import blocked, blocks, ranked, versions
 from compalign_dagster.store import Store
 
 DECISION = "prune"
@@ -30,7 +30,7 @@ class Plan:
     """What a prune removes, and the versions it keeps."""
 
     versions: list[Artifact]  # of kind filtered_dataset, oldest first
-    lists: list[Artifact]  # of kind ranked_pairs, by batch
+    lists: list[Artifact]  # of kind ranked_pairs, by batch, then blocked_pairs
     kept: list[Artifact]  # versions
 
     @property
@@ -45,7 +45,8 @@ def plan(store: Store, keep: int, spare: Iterable[str] = (), *, now: datetime | 
     """What may go when the `keep` newest versions stay, and those called `spare` (see `versions.find`).
 
     Also kept: the current version, versions that one of the last `keep` decisions of any name or the last `keep`
-    evaluation reports name, whatever is younger than `YOUNG`, and every list that a kept version refers to.
+    evaluation reports name, whatever is younger than `YOUNG`, every list that a kept version refers to, and what is
+    remembered of the block list in force.
     """
     if keep < 1:
         raise InputError("prune", expected="to keep at least 1 version", found=str(keep), remedy="Give --keep 5.")
@@ -57,6 +58,7 @@ def plan(store: Store, keep: int, spare: Iterable[str] = (), *, now: datetime | 
     kept = [item for age, item in published if age > young or item.manifest_key in named]
     staying = {item.manifest_key for item in kept}
     needed = {source.key for item in kept for source in item.inputs if source.kind == ranked.KIND}
+    block_list = blocks.in_force(store)
     return Plan(
         versions=[
             item for _, item in sorted(published, key=lambda pair: pair[0]) if item.manifest_key not in staying
@@ -65,6 +67,12 @@ def plan(store: Store, keep: int, spare: Iterable[str] = (), *, now: datetime | 
             item
             for item in _artifacts(store, ranked.KIND)
             if item.manifest_key not in needed and _age(item) <= young
+        ]
+        + [
+            item
+            for item in _artifacts(store, blocked.KIND)
+            if block_list is None or item.inputs[0].key != block_list.manifest_key
+            if _age(item) <= young
         ],
         kept=kept,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from compalign_dagster.hosts import hosts_of
 from compalign_dagster.selection import reasons
 from compalign_dagster.selection.counts import bins, groups, histogram
 from compalign_dagster.selection.policy import Rules
+from compalign_dagster.selection.sampling import Sampling
 from compalign_dagster.selection.select import OCCURRENCE, TIE_BREAK, merge_scores
 from compalign_dagster.selection.tables import GROUPS, HISTOGRAM, IDS, RANKED
 from compalign_dagster.store import Store
@@ -221,7 +222,22 @@ def _reason(rules: Rules) -> pl.Expr:
         found.append(_when(scored & reaches.fill_null(False).not_(), reasons.FLOOR))
     if rules.reward_floor is not None:
         found.append(_when(pl.col("reward") < rules.reward_floor, reasons.REWARD_FLOOR))
+    if rules.sampling is not None:
+        found.append(_when(_not_sampled(rules.sampling), reasons.NOT_SAMPLED))
     return pl.coalesce([*found, _when(scored.not_(), reasons.CASCADE_REJECT)])
+
+
+def _not_sampled(sampling: Sampling) -> pl.Expr:
+    """Whether a pair's number reaches its chance; only where that is neither 0 nor 1 is a number needed.
+
+    As number x (full - floor) >= reward - floor, in float64, each step rounded as IEEE 754 says: without a division,
+    for libraries divide by a constant by multiplying.
+    """
+    reward = pl.col("reward").cast(pl.Float64)
+    undecided = reward.is_between(sampling.floor, sampling.full, closed="left")
+    number = pl.when(undecided).then("pair_id").map_elements(sampling.number, return_dtype=pl.Float64)
+    missed = number * (sampling.full - sampling.floor) >= reward - sampling.floor
+    return pl.when(undecided).then(missed).otherwise(reward < sampling.floor)
 
 
 def _when(condition: pl.Expr, reason: str) -> pl.Expr:

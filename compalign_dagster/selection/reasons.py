@@ -9,6 +9,7 @@ LANGUAGE = "language"
 CAPTION_PATTERN = "caption_pattern"
 FLOOR = "floor"
 REWARD_FLOOR = "reward_floor"
+NOT_SAMPLED = "not_sampled"
 CASCADE_REJECT = "cascade_reject"
 DUPLICATE_CAP = "duplicate_cap"
 CLUSTER_CAP = "cluster_cap"
@@ -24,6 +25,7 @@ MEANING = {
     CAPTION_PATTERN: "the caption matches a pattern that the policy refuses",
     FLOOR: "a figure of the pair lies below the policy's floor for it, or is missing",
     REWARD_FLOOR: "the reward lies below the policy's floor",
+    NOT_SAMPLED: "the reward gives a chance to be kept, and the pair was not drawn",
     CASCADE_REJECT: "a cheap score turned the pair down, so that it has no reward",
     DUPLICATE_CAP: "enough pairs with a better reward show the same image, or nearly the same",
     CLUSTER_CAP: "enough pairs with a better reward show an image of the same semantic cluster",

@@ -39,7 +39,7 @@ def blocked_pairs(version: Version, block_list: Artifact | None) -> Iterator[tup
     if not listed.num_rows:
         return
     for batch in version.batches():
-        keys = version.shards.filter(version.shards["batch"] == batch)["pairs_key"]
+        keys = version.shard_keys.filter(batch=batch)["pairs_key"]
         hits = blocks.matches((io.BytesIO(store.read(key)) for key in keys), listed)
         if hits.height:
             kept = version.kept(batch, ["pair_id", *OCCURRENCE]).select("pair_id", *OCCURRENCE)

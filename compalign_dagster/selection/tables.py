@@ -114,18 +114,29 @@ CAPPED = pa.schema(
     ]
 )
 
+BLOCKED = pa.schema([_SHARD, _KEY, _CAPTION_INDEX, column("reason", pa.string(), "takedown | evaluation_overlap")])
+"""Occurrences that a block list names."""
+
 SHARDS_USED = pa.schema(
     [
         _SHARD,
         _BATCH,
-        column("pairs_key", pa.string(), "store key of the shard's pair index"),
-        column("scores_key", pa.string(), "store key of the shard's scores"),
-        column("rejected_key", pa.string(), "store key of the pairs that a cascade turned down", nullable=True),
         column("index_version", pa.string(), "data version of the index"),
         column("data_version", pa.string(), "data version of the scores"),
         column("model_version", pa.string(), "digest of the model folder"),
     ]
 )
+"""What a version was made of, by content: store keys tell when a shard landed, and would make other bytes of it."""
+
+SHARD_KEYS = pa.schema(
+    [
+        *SHARDS_USED,
+        column("pairs_key", pa.string(), "store key of the shard's pair index"),
+        column("scores_key", pa.string(), "store key of the shard's scores"),
+        column("rejected_key", pa.string(), "store key of the pairs that a cascade turned down", nullable=True),
+    ]
+)
+"""SHARDS_USED, and where that lies in the store: `Version.shard_keys`."""
 
 KEPT = pa.schema(
     [

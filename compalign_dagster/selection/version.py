@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,18 +16,20 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from compalign_dagster import artifacts
+from compalign_dagster import artifacts, parquet
 from compalign_dagster.artifacts import Artifact, Input
 from compalign_dagster.errors import CompalignError
 from compalign_dagster.selection.cut import Rows
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.reasons import BELOW_CUT, NO_BUDGET, TIED_AT_CUT
-from compalign_dagster.selection.tables import CAPPED, CUTS, LISTS, RANKED, SHARDS_USED
+from compalign_dagster.selection.tables import CAPPED, CUTS, LISTS, RANKED, SHARD_KEYS, SHARDS_USED
 from compalign_dagster.store import Store, seekable
 
 READING_ORDER = ["shard", "image_offset", "caption_index", "key"]
 TABLES = {"lists": LISTS, "cuts": CUTS, "capped": CAPPED, "shards": SHARDS_USED}
 """The files of a version that are tables, `<name>.parquet`."""
+_LEDGER = "score_ledger"
+_KEYS = [name for name in SHARD_KEYS.names if name not in SHARDS_USED.names]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Version:
     facts: Mapping[str, Any]
     inputs: Sequence[Input] = ()  # what it was decided on, apart from the ledger
     published: Artifact | None = None
+    rows: Sequence[Mapping[str, Any]] = ()  # the ledger's, of a version that is not published yet
     _loaded: dict[str, Artifact] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -56,6 +59,7 @@ class Version:
                 remedy="Read it with the release that wrote it, or materialise filtered_dataset again.",
             )
         tables: Any = {name: frame_of(artifact, f"{name}.parquet") for name in TABLES}
+        tables["shards"] = tables["shards"].drop(_KEYS, strict=False)  # earlier releases wrote them there
         policy = Policy.model_validate(json.loads(artifact.store.read(artifact.file_key("policy.json"))))
         return cls(artifact.store, policy, **tables, facts=artifact.facts, inputs=artifact.inputs, published=artifact)
 
@@ -64,6 +68,27 @@ class Version:
         """Where it was published; only of a published version."""
         assert self.published is not None, "this version is not published yet"
         return self.published
+
+    @cached_property
+    def shard_keys(self) -> pl.DataFrame:
+        """`shards`, and where the index, scores and rejected pairs of each lie (SHARD_KEYS), by the version's ledger.
+
+        Raises `CompalignError` when that ledger is gone, or is not the one that the version was made of.
+        """
+        if self.published is None:
+            told = pl.DataFrame(pl.from_arrow(parquet.from_rows([dict(row) for row in self.rows], SHARD_KEYS)))
+        else:
+            told = frame_of(_ledger_of(self.published), "ledger.parquet", SHARD_KEYS.names)
+        found = self.shards.join(told, on=SHARDS_USED.names, how="inner", maintain_order="left")
+        if found.height != self.shards.height:
+            missing = self.shards.join(told, on=SHARDS_USED.names, how="anti")
+            raise CompalignError(
+                "score ledger of a dataset version",
+                expected=f"one row for each of its {self.shards.height:,} shards, with their index and scores",
+                found=f"{found.height:,}" + (f"; none of {missing['shard'][0]}" if missing.height else ""),
+                remedy="`compalign verify` names the file that was altered; restore it.",
+            )
+        return found
 
     def batches(self) -> list[str]:
         """The batches it decided on, sorted."""
@@ -154,6 +179,21 @@ class Version:
         """`row` and `reason` of what caps took away, by batch."""
         parts = self.capped.partition_by("batch", as_dict=True)
         return {batch: rows.select("row", "reason") for (batch,), rows in parts.items()}
+
+
+def _ledger_of(version: Artifact) -> Artifact:
+    """The ledger that a version was made of, as it was then."""
+    source = next((item for item in version.inputs if item.kind == _LEDGER), None)
+    found = artifacts.load(version.store, source.key) if source else None
+    if found is None or source not in (found.as_input(), replace(found.as_input(), manifest_sha256=None)):
+        raise CompalignError(
+            f"score ledger of dataset version {version.work_key[:12]}",
+            expected=source.key if source else "to be named among its inputs",
+            found="none" if found is None else "another ledger under that name",
+            remedy="Restore it, or materialise filtered_dataset again.",
+        )
+    found.verify()
+    return found
 
 
 def _rows_of(ids: pq.ParquetFile, pair_ids: list[str]) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ _TO_COARSE = BIN_BITS - COARSE_BITS
 _READ = ["reward", "human_fit", "domain", "caption_characters", "width", "height"]
 _CHUNK = 64 * ROW_GROUP_ROWS
 _READERS = 4  # threads that read rows at a cut
-_AT_ONCE = 64  # parts whose counts at a cut are in memory together
+_AT_ONCE = 16  # parts whose rows at a cut are in memory together
 _SUMS = ("sum_reward", "sum_human_fit", "with_human_fit")
 _COUNTED = {"step": pl.Int64, "dimension": pl.String, "group": pl.String, "kept": pl.Int64}
 
@@ -98,15 +99,16 @@ def what_if(hand: Hand | Version, policy: Policy, *, most_domains: int | None = 
         edges += [(at, place, taken) for at, taken in zip(parts, cut.taken, strict=True)]
     sums, counted = np.zeros(len(_SUMS)), []
 
-    def boundary(edge: tuple[int, int, int]) -> tuple[np.ndarray, pl.DataFrame]:
+    def boundary(edge: tuple[int, int, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
         return _boundary(hand, *edge, capped=hand.capped_rows(capped, edge[0]))
 
     with ThreadPoolExecutor(_READERS) as readers:
         whole = readers.submit(_sums_above, hand, above), readers.submit(_groups_above, hand, above)
         for first in range(0, len(edges), _AT_ONCE):
             read = list(readers.map(boundary, edges[first : first + _AT_ONCE]))
-            sums += np.sum([added for added, _ in read], axis=0)
-            counted.append(_together([found for _, found in read]))
+            edge, away = (pl.concat(frames) for frames in zip(*read, strict=True))
+            sums += _summed(edge.filter("fine")) - _summed(away)
+            counted += [_counts(edge), _counts(away).with_columns(-pl.col("kept"))]
         sums += whole[0].result()
         counted.append(whole[1].result())
     return _outcome(hand, policy, cuts, sums, _together(counted), most_domains)
@@ -142,10 +144,10 @@ def curve(
     ]
 
 
-def _boundary(hand: Hand, at: int, place: int, taken: int, capped: np.ndarray) -> tuple[np.ndarray, pl.DataFrame]:
-    """What rows at a cut add to the sums and to the groups' counts of its bins above, capped rows taken away.
+def _boundary(hand: Hand, at: int, place: int, taken: int, capped: np.ndarray) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows at a cut that are to be counted one by one, and the capped ones of all that are taken.
 
-    The counts are of rows in the groups' bin, the sums of those in the histogram's, which is a part of it.
+    The rows are those in the groups' bin; in `fine`, whether in the histogram's, which is a part of it.
     """
     (found, counts), start = hand.bins[at], hand.parts[at]["start"]
     fine = start + int(counts[found > place].sum())
@@ -153,8 +155,7 @@ def _boundary(hand: Hand, at: int, place: int, taken: int, capped: np.ndarray) -
     with hand.rows(at, _READ) as rows:
         edge = rows.slice(coarse, start + taken)
         away = rows.at(capped[capped < start + taken])
-    less = _counts(away).with_columns(-pl.col("kept"))
-    return _summed(edge.filter(pl.col("row") >= fine)) - _summed(away), _together([_counts(edge), less])
+    return edge.with_columns(fine=pl.col("row") >= fine), away
 
 
 def _steps(
@@ -176,10 +177,13 @@ def _steps(
 
 def _sums_above(hand: Hand, above: Mapping[str, int]) -> np.ndarray:
     sums = np.zeros(len(_SUMS))
-    for batch in hand.version.batches() if above else []:
-        frame = frame_of(hand.version.ranked_list(batch), "histogram.parquet")
-        kept = frame.filter(pl.col("bin").cast(pl.Int64) > _threshold(above, BIN_BITS))
-        sums += [float(kept[name].sum()) for name in _SUMS]
+    for batch, parts in groupby(range(len(hand.parts)), key=lambda at: hand.parts[at]["batch"]):
+        frame, start = frame_of(hand.version.ranked_list(batch), "histogram.parquet", list(_SUMS)), 0
+        for at in parts:
+            found, _ = hand.bins[at]
+            whole = int((found > above.get(hand.parts[at]["corpus"], 1 << BIN_BITS)).sum())
+            sums += frame.slice(start, whole).sum().row(0)
+            start += len(found)
     return sums
 
 

@@ -31,6 +31,7 @@ POLICY = {
     "per_corpus": {"shop": "0.5"},
     "caption_patterns": ["again"],
     "reward_floor": -1.5,
+    "sampling": {"floor": -1.5, "full": 1.0},
     "most_per_domain": 30,
 }
 

@@ -1,6 +1,7 @@
 """What a curator does on the command line: look ahead, change the policy, compare, go back, clear away."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -147,6 +148,32 @@ def test_every_gallery_of_the_diff_page_has_a_command_that_gives_its_pairs(small
     assert {command.split()[5] for _, command, _ in views} == {"entered", "left"}
     for ids, command, _ in views:
         assert [line.split("\t")[0] for line in must(*command.split()[1:]).splitlines()] == ids
+
+
+def _dead_ends(page: bytes) -> list[str]:
+    """Links that lead to a server, on a page that lies on a disk."""
+    links = [attributes["href"] or "" for tag, attributes in Outline(page).elements if tag == "a"]
+    return [link for link in links if not link.startswith("#")]
+
+
+def test_a_page_in_a_file_has_commands_in_place_of_links_to_a_server(small, must, tmp_path):
+    old, new = names(small)
+    must("what-if", "--page", tmp_path / "what_if.html")
+    must("diff", old, new, "--page", tmp_path / "diff.html")
+    for name in ("what_if.html", "diff.html"):
+        page = (tmp_path / name).read_bytes()
+        assert _dead_ends(page) == []
+        ids = {entry["data-pair"] for _, entry in Outline(page).elements if "data-pair" in entry}
+        assert ids
+        assert {f"compalign trace {pair}" for pair in ids} == set(
+            re.findall("compalign trace [0-9a-f]+", page.decode())
+        )
+    assert sorted(ids)[0] in must("trace", sorted(ids)[0])
+
+
+def test_the_planted_bug_of_a_served_page_in_a_file_leads_nowhere(small):
+    version = small.filter(keep_fraction="0.3")
+    assert _dead_ends(what_if_view(version, small.landing, "name"))
 
 
 def test_the_page_is_written_where_it_was_asked_for(must, tmp_path):

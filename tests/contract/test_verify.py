@@ -19,6 +19,7 @@ from compalign_dagster.selection import current
 from compalign_dagster.selection.blocks import entry
 from compalign_dagster.selection.in_force import adopt
 from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection.sampling import Sampling
 from compalign_dagster.signals.language import MODEL
 from compalign_dagster.versions import canonical_json
 from tests.support.shard_builder import samples, tar
@@ -211,13 +212,25 @@ def test_a_version_as_the_graph_publishes_it_has_no_fault(tmp_path, monkeypatch,
     small = small_store(tmp_path, batches=2, shards=2, pairs=8)
     signals = [publish_signals(small.store, batch)[0] for batch in small.batches]
     languages = ["en", "fr"] if signals[0].facts["language_model"] == MODEL else []
-    spoken = Policy(keep_fraction="0.5", languages=languages, per_corpus={"shop": "0.1"}, floors={"human_fit": 0.3})
+    spoken = Policy(keep_fraction="0.5", languages=languages, per_corpus={"shop": "0.1"}, floors={"human_fit": 0.3},
+                    sampling={"floor": -1.5, "full": 1.5, "seed": 3})  # fmt: skip
     for policy, reshard in ((Policy(keep_fraction="0.5"), True), (spoken, False)):
         chosen = adopt(small.store, policy)
         version, _ = publish_dataset(small.storage, small.settings, chosen, small.ledger, reshard=reshard)
         current.move(version, policy=chosen.version, ledger=latest.numbered(small.store, "score_ledger")[1])
         monkeypatch.setenv("COMPALIGN_HOME", str(small.home))
         assert front.run(["verify"]) == 0, capsys.readouterr().out
+
+
+def test_the_planted_bug_of_pairs_drawn_with_another_seed_is_found(tmp_path, monkeypatch):
+    small = small_store(tmp_path, batches=1, shards=2, pairs=8)
+    policy = Policy(keep_fraction="1", sampling={"floor": -2.0, "full": 2.0})
+    other, number = Sampling(floor=-2, full=2, seed=1), Sampling.number
+    with monkeypatch.context() as planted:
+        planted.setattr(Sampling, "number", lambda self, pair_id: number(other, pair_id))
+        wrong = small.filter(policy).artifact
+    faults = verify_version(small.store, wrong.manifest_key, Wanted()).faults
+    assert any(fault.where.endswith("ranked.parquet") for fault in faults)
 
 
 def test_what_a_takedown_emptied_is_redacted_and_not_a_fault_and_stays_sealed(tmp_path, monkeypatch, capsys):

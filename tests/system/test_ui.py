@@ -1,5 +1,6 @@
 """`compalign ui` in a real browser: the graph, the metadata, the links, and the README's pictures."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -8,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from compalign_dagster.pages.cards import Card
+from compalign_dagster.pages.crawl import crawl_page
 from tests.support.processes import BIN, ROOT, environment, free_port, stop_group, wait_for
 from tests.support.required import program
 
@@ -116,6 +120,20 @@ def test_a_dropped_pairs_picture_with_its_reason_is_three_clicks_from_the_assets
     assert page.url.endswith(wanted)
     assert page.locator(".gallery img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     assert "a lower reward than the last kept pair" in page.inner_text("body")
+
+
+_OVER_ITS_BOX = """() => [...document.querySelectorAll('.gallery img')].filter(
+    image => image.getBoundingClientRect().bottom > image.closest('.picture').getBoundingClientRect().bottom + 1)"""
+
+
+@pytest.mark.parametrize("link", ["", "/pair/1"])
+def test_a_tall_picture_does_not_lie_over_its_caption(page, link):
+    tall = io.BytesIO()
+    Image.new("RGB", (200, 400)).save(tall, "PNG")
+    card = Card(tall.getvalue(), "a caption", link=link)
+    page.set_content(crawl_page({"batch": "batch-00001", "shards": []}, [card], []).decode())
+    assert page.locator(".gallery img").first.evaluate("image => image.decode().then(() => image.height)") > 0
+    assert page.evaluate(f"({_OVER_ITS_BOX})().length") == 0
 
 
 def test_every_page_of_the_store_opens_and_asks_nothing_of_the_network(ui, page):

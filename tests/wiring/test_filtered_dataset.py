@@ -1,5 +1,6 @@
 """The asset over a small store that was scored without a model: trials, checks, and what Dagster is told."""
 
+import shutil
 from dataclasses import replace
 
 import dagster as dg
@@ -11,12 +12,14 @@ from assets import filtered_dataset as asset
 from assets.checks import filtered_dataset as checks
 from assets.filtered_dataset import SelectionConfig, unaccounted
 from assets.shadow_report import _fractions
+from compalign_dagster import artifacts
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.live import indexed_shards
 from compalign_dagster.errors import CompalignError, InputError
 from compalign_dagster.selection import current, fairness, in_force
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.version import Version
+from compalign_dagster.versions import digest_json
 from tests.support import small_version
 from tests.support.small_version import small_store
 
@@ -88,10 +91,43 @@ def test_a_trial_of_any_field_makes_no_new_list_for_a_new_cut_and_leaves_current
     assert current.read(small.store).manifest_key == before
 
 
+def test_a_later_version_has_a_page_of_what_changes_from_the_current_one(small, first):
+    assert "diff" not in values(first)
+    told = values(materialise(small, keep_fraction="0.15"))
+    assert told["diff"].endswith("/diff.html")
+    made = artifacts.load(small.store, f"filtered_dataset/{told['work_key']}/manifest.json")
+    page = made.fetch("diff.html").read_text()
+    assert f"{values(first)['work_key'][:12]} → {told['work_key'][:12]}" in page
+    assert f"/pair/{told['work_key'][:12]}/" in page or f"/pair/{values(first)['work_key'][:12]}/" in page
+    assert "diff.html" not in made.names()
+    without = digest_json({name: made.manifest["files"][name]["sha256"] for name in made.names()})
+    assert made.data_version == without
+
+
+def test_a_change_that_takes_long_to_draw_or_a_damaged_version_before_costs_the_page_alone(
+    small, first, tmp_path, monkeypatch
+):
+    copy = replace(small, home=shutil.copytree(small.home, tmp_path / "home"))
+    with monkeypatch.context() as patched:
+        patched.setattr(asset, "_MOST_ROWS_COMPARED", 0)
+        assert "diff" not in values(materialise(copy, keep_fraction="0.12"))
+    now = current.read(copy.store)
+    copy.store.path(now.file_key("cuts.parquet")).unlink()
+    told = values(materialise(copy, keep_fraction="0.13"))
+    assert "diff" not in told and told["kept"] > 0
+
+
 def test_a_count_takes_the_place_of_a_fraction_in_a_trial_and_is_kept_exactly(small, first):
     told = values(materialise(small, policy={"keep_count": 17}))
     assert told["kept"] == 17
     assert told["policy"]["keep_fraction"] is None
+
+
+def test_a_trial_of_soft_sampling_keeps_the_count_of_what_was_drawn(small, first):
+    sampling = {"floor": -1.0, "full": 2.0, "seed": 7}
+    told = values(materialise(small, policy={"keep_count": 17, "sampling": sampling}))
+    assert (told["kept"], told["policy"]["sampling"], told["trial"]) == (17, sampling, True)
+    assert "not_sampled" in told["dropped by reason"]
 
 
 def test_fractions_of_nothing_and_of_all_are_versions_like_others(small, first):

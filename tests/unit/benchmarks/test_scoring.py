@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scoring import figures, inputs, page, serving
+from benchmarks.scoring.__main__ import beside
 from benchmarks.scoring.sides import indexed
 
 
@@ -64,6 +65,22 @@ def test_scores_that_disagree_are_said_to():
     (other,) = figures.agreement(runs)
     assert not other["tolerated"]
     assert other["changed"].startswith("2 ")
+
+
+def test_a_part_that_is_measured_again_leaves_the_others_as_they_were():
+    def result(load: str, value: int, *runs: dict) -> dict:
+        names = {run["side"]: value for run in runs}
+        return {"machine": {"load": load}, "inputs": load, "ratios": names, "rates": [], "agreement": [], "stages": {},
+                "runs": list(runs)}  # fmt: skip
+
+    engine, overhead = {"side": "engine", "work": "fp32 one"}, {"side": "dagster", "work": "overhead"}
+    memory = {"side": "memory", "work": "1"}
+    earlier = result("9.0", 1, engine, overhead, memory) | {"rates": ["kept"]}
+    found = beside(earlier, result("0.1", 2, {**overhead, "run": 7}), ["overhead"])
+    assert found["runs"] == [engine, memory, {**overhead, "run": 7}]
+    assert found["ratios"] == {"engine": 1, "dagster": 2, "memory": 1}
+    assert found["machine"]["load"] == "0.1 (overhead), 9.0 (the rest)"
+    assert (found["rates"], found["inputs"]) == (["kept"], "9.0")
 
 
 def test_the_pages_tell_what_was_reached_and_what_was_left_out(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -54,6 +55,25 @@ def test_the_database_says_what_the_version_says(database, made):
     }
     assert connection.sql("select bool_and(live) from shards").fetchall() == [(True,)]
     assert set(connection.sql("select labeler from judges").fetchall()) == {("ada",), ("grace",)}
+
+
+def test_the_sql_of_a_batch_gives_its_pairs_also_where_a_shard_left_and_came_back(small, tmp_path):
+    """Its index then is of two batches, and `pairs` names the later one."""
+    first = small.batches[0]
+    shard = next(item.shard for item in places.deliveries(small.store, batch=first))
+    path = small.home / "landing" / shard
+    aside = shutil.copy2(path, tmp_path / "aside.tar")
+    small.remove(shard)
+    shutil.copy2(aside, path)
+    again = small.settle().key
+    assert {item.shard: item.batch for item in places.deliveries(small.store)}[shard] == again
+    build(small.store, tmp_path / "audit.duckdb")
+    with duckdb.connect(tmp_path / "audit.duckdb", read_only=True) as connection:
+        for batch in (first, again, small.batches[1]):
+            told = impact.of_batch(small.store, batch)
+            assert len(connection.sql(told["sql"]).fetchall()) == told["pairs"] > 0, told["sql"]
+        by_batch_alone = f"select distinct pair_id from pairs where batch = '{first}'"
+        assert len(connection.sql(by_batch_alone).fetchall()) < impact.of_batch(small.store, first)["pairs"]
 
 
 @pytest.mark.parametrize("kind", ["pair_id", "image_sha256", "url", "url_host", "image_near"])

@@ -54,7 +54,7 @@ def test_pages_of_a_real_version_are_made(tmp_path):
     changed = Outline(diff_view(first, second, small.landing))
     assert changed.all("img")
     assert "caps" in changed.text
-    undecided = replace(second, published=None)
+    undecided = replace(second, published=None, rows=second.shard_keys.to_dicts())
     named = second.artifact.work_key[:12]
     assert diff_view(first, undecided, small.landing, name=named) == diff_view(first, second, small.landing)
     assert what_if_view(undecided, small.landing, named) == what_if_view(second, small.landing, named)

@@ -113,7 +113,7 @@ def test_long_gallery_is_cut_and_says_so():
 def test_page_of_noisy_pictures_in_every_group_stays_bounded():
     noisy = [builders.Card(builders.noise(), "noise")] * 8
     facts = {"pairs": 24, "kept": 24, "dropped_by_reason": {}}
-    page = filtered_page(facts, NOTHING, [section(noisy, views=3)] * 13)
+    page = filtered_page(facts, NOTHING, [section(noisy, views=3)] * 14)
     assert len(page) < 8_000_000
 
 

@@ -16,13 +16,13 @@ def small(tmp_path):
     return small_store(tmp_path, pairs=12)
 
 
-def test_a_policy_without_a_cap_on_clusters_has_the_bytes_and_the_key_that_it_had_without_that_field():
+def test_a_policy_without_a_cap_on_clusters_has_the_bytes_that_it_had_without_that_field():
     asked = Policy(keep_fraction="0.3", per_corpus={"shop": "0.1"}, most_per_domain=3, most_per_duplicate_group=1)
     dumped = digest_json(asked.model_dump(mode="json"))
     assert dumped == "20dffa1234e4140406d8954f1ffb4a7ba17dc5be1ff7ac850c946102e8e8ed01"
-    assert deciding.key_with({}, [], asked, {}) == "e71ba012ce0be256db653b3e6ba3507a"
-    capped = asked.model_copy(update={"most_per_semantic_cluster": 7})
-    assert deciding.key_with({}, [], capped, {}) != "e71ba012ce0be256db653b3e6ba3507a"
+    capped = Policy.model_validate({**asked.model_dump(mode="json"), "most_per_semantic_cluster": 7})
+    assert (asked.version, capped.version) == (2, 3), "an older release refuses what it does not know"
+    assert deciding.key_with({}, [], capped, {}) != deciding.key_with({}, [], asked, {})
     assert Policy.model_validate(capped.model_dump(mode="json")) == capped
 
 

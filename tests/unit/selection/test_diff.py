@@ -53,6 +53,22 @@ def causes(a: Version, b: Version) -> dict[tuple[str, str], int]:
     return counted
 
 
+def test_what_a_diff_reads_is_known_before(small):
+    a, b = small.filter(GLOBAL), small.filter(keep_fraction="0.5")
+    assert diff.rows_read(a, a) == 0
+    assert diff.rows_read(a, b) == b.facts["kept"] - a.facts["kept"], "the rows between the cuts"
+    new = small.land_more().key
+    grown = small.filter(keep_fraction="1")
+    rows = {batch: grown.ranked_list(batch).facts["rows"] for batch in grown.batches()}
+    between = sum(segment["taken"] for segment in grown.lists.to_dicts() if segment["batch"] != new)
+    assert diff.rows_read(b, grown) == rows[new] + between - b.facts["kept"]
+    other = small.filter(keep_fraction="1", reward_floor=0.0)
+    assert diff.rows_read(grown, other) == 2 * sum(rows.values()), "other rules make other lists"
+    capped = small.filter(keep_fraction="1", most_per_domain=500)
+    assert diff.rows_read(grown, capped) == 0, "nothing is taken away, and the older policy has no caps"
+    assert diff.rows_read(capped, grown) == grown.facts["pairs"], "its caps are worked out on all of them"
+
+
 def test_nothing_changes_between_a_version_and_itself(small):
     version = small.filter(GLOBAL)
     assert causes(version, version) == {}
@@ -88,8 +104,9 @@ def test_caps_take_away_and_let_others_in(small):
     assert back[ENTERED, "caps"] == found[LEFT, "caps"]
 
 
-def test_rules_are_the_cause_of_what_they_refuse_and_of_what_takes_its_place(small):
-    found = causes(small.filter(GLOBAL), small.filter(GLOBAL.model_copy(update={"caption_patterns": ("left",)})))
+@pytest.mark.parametrize("rule", [{"caption_patterns": ["left"]}, {"sampling": {"floor": -2.0, "full": 3.0}}], ids=str)
+def test_rules_are_the_cause_of_what_they_refuse_and_of_what_takes_its_place(small, rule):
+    found = causes(small.filter(GLOBAL), small.filter(Policy(keep_fraction=GLOBAL.keep_fraction, **rule)))
     assert set(found) == {(LEFT, "rules"), (ENTERED, "rules")}
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import policy_file
 from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection.sampling import Sampling
 
 fractions = st.decimals(0, 1, allow_nan=False, places=6)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -23,6 +24,10 @@ policies = st.builds(
     reward_floor=st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32),
     languages=st.lists(st.sampled_from(["en", "de", "fr"])),
     unknown_language=st.sampled_from(["keep", "drop"]),
+    sampling=st.none()
+    | st.builds(
+        Sampling, floor=st.floats(-1e308, 0, width=64), full=st.floats(1e-9, 1e307), seed=st.integers(0, 2**63 - 1)
+    ),
     caption_patterns=st.lists(st.sampled_from([r"^\d+$", "buy now", '"quoted"', "\\\\", "#", "\x7f", "日本"])),
     most_per_domain=st.none() | st.integers(1, 10**9),
     most_per_duplicate_group=st.none() | st.integers(1, 10**9),
@@ -78,6 +83,15 @@ WRONG = {
     '{"keep_fraction": 0.3, "per_corpus": [1]}': "'per_corpus' should be a valid dictionary",
     '{"keep_fraction": 0.3, "count_per_corpus": {"web": -2}}': "at least 0",
     '{"keep_fraction": 0.3, "per_corpus": {"w": 0.1}, "count_per_corpus": {"w": 2}}': "both for w",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 1, "full": 1}}': "'sampling' should be a floor below full",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 2, "full": 1}}': "'sampling' should be a floor below full",
+    '{"keep_fraction": 0.3, "sampling": {"floor": -1.7e308, "full": 1.7e308}}': "'sampling' should be",
+    '{"keep_fraction": 0.3, "sampling": {"floor": "nan", "full": 1}}': "'sampling.floor' should be a finite number",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 0, "full": 1e999}}': "'sampling.full' should be a finite number",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 0, "full": 1, "seed": -1}}': "'sampling.seed' should be greater",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 0, "full": true}}': "true or false",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 0}}': "'sampling.full' field required",
+    '{"keep_fraction": 0.3, "sampling": {"floor": 0, "full": 1, "sed": 1}}': "'sampling.sed' extra",
     '{"keep_fraction": 0.3, "version": 99}': "'version' should be less",
     "[]": "list where fields were expected",
     "keep: 0.3": "JSON",
@@ -132,6 +146,7 @@ def test_differences_name_fields_and_whether_lists_are_made_again():
     new = Policy(keep_fraction="0.2", reward_floor=0.5, most_per_semantic_cluster=4)
     found = policy_file.differences(old, new)
     assert [(item.field, item.old, item.new, item.remakes_lists) for item in found] == [
+        ("version", 2, 3, False),
         ("keep_fraction", "0.3", "0.2", False),
         ("reward_floor", None, 0.5, True),
         ("most_per_domain", 3, None, False),

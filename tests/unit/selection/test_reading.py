@@ -238,7 +238,7 @@ def test_a_shard_that_is_cut_gone_or_overwritten_costs_its_own_pairs_alone(small
 def test_a_caption_that_was_purged_is_a_changed_pair_too(small, version, kept, tmp_path, purge):
     home = tmp_path / "store"
     shutil.copytree(small.home / "store", home)
-    shard, key = version.shards.select("shard", "pairs_key").row(0)
+    shard, key = version.shard_keys.select("shard", "pairs_key").row(0)
     if purge == "the index":
         gone = kept.filter(shard=shard)
         (home / key).unlink()

@@ -4,6 +4,7 @@ The reference here knows no lists, no batches and no files: it sorts all pairs a
 caps and budgets mean is stated by it once more, on purpose. `select.choose` is held against both.
 """
 
+import hashlib
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +33,7 @@ from compalign_dagster.errors import CompalignError
 from compalign_dagster.scoring.tables import LEDGER, REJECTED, SCORES
 from compalign_dagster.selection import caps, cut, deciding, ranked, reasons, version
 from compalign_dagster.selection.policy import Policy
+from compalign_dagster.selection.sampling import Sampling
 from compalign_dagster.selection.select import choose
 from compalign_dagster.selection.tables import CAPPED
 from compalign_dagster.store import LocalStore
@@ -45,6 +48,9 @@ REWARDS = st.one_of(
     st.sampled_from(EXTREME), st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(-3, 3).map(float)
 )
 FRACTIONS = st.one_of(st.sampled_from(["0", "1", "0.5", "0.3"]), st.decimals(0, 1, places=3).map(str))
+SAMPLINGS = st.builds(
+    Sampling, floor=st.sampled_from([-2.0, 0.0]), full=st.sampled_from([0.5, 3.0]), seed=st.integers(0, 9)
+)
 QUICK = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 
 QUICK_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the store waits for the disk at every object
@@ -105,6 +111,7 @@ def policies(draw: st.DrawFn, *, rules: bool = True) -> Policy:
     if rules:
         budget |= {
             "reward_floor": draw(st.one_of(st.none(), st.sampled_from([-0.5, 0.0, 1.0]))),
+            "sampling": draw(st.one_of(st.none(), SAMPLINGS)),
             "floors": draw(st.dictionaries(st.just("human_fit"), st.sampled_from([0.0, 0.25, 0.5]))),
             "most_per_domain": draw(st.one_of(st.none(), st.integers(1, 4))),
             "most_per_duplicate_group": draw(st.one_of(st.none(), st.integers(1, 2))),
@@ -148,7 +155,17 @@ def _rule(pair: Pair, policy: Policy) -> str | None:
     floor = policy.floors.get("human_fit")
     if floor is not None and (pair.fit is None or pair.fit < floor):
         return reasons.FLOOR
-    return reasons.REWARD_FLOOR if policy.reward_floor is not None and pair.reward < policy.reward_floor else None
+    if policy.reward_floor is not None and pair.reward < policy.reward_floor:
+        return reasons.REWARD_FLOOR
+    return None if policy.sampling is None or _drawn(pair, policy.sampling) else reasons.NOT_SAMPLED
+
+
+def _drawn(pair: Pair, sampling: Sampling) -> bool:
+    """In exact arithmetic."""
+    floor, full = Fraction(sampling.floor), Fraction(sampling.full)
+    digest = hashlib.sha256(f"{sampling.seed}:{pair.pair_id}".encode()).hexdigest()
+    number = Fraction(int(digest[:16], 16) >> 11, 2**53)
+    return number < min(max((Fraction(pair.reward or 0) - floor) / (full - floor), Fraction(0)), Fraction(1))
 
 
 def _count(policy: Policy, budget: str, n: int) -> int:
@@ -339,6 +356,14 @@ def test_exactly_k_are_kept_of_a_budget_that_has_enough(pairs, fraction):
         assert found.facts["kept"] == int(Fraction(Decimal(fraction)) * len(pairs) + Fraction(1, 2))
 
 
+@given(SCORED, FRACTIONS, SAMPLINGS)
+@QUICK
+def test_of_what_was_sampled_exactly_k_are_kept_or_all_where_it_is_less(pairs, fraction, sampling):
+    with made(pairs, Policy(keep_fraction=fraction, sampling=sampling)) as found:
+        k = int(Fraction(Decimal(fraction)) * len(pairs) + Fraction(1, 2))
+        assert found.facts["kept"] == min(k, sum(_drawn(pair, sampling) for pair in pairs))
+
+
 @given(st.integers(1, 30), REWARDS, FRACTIONS)
 @QUICK
 def test_equal_rewards_are_kept_in_the_order_of_their_identity(count, reward, fraction):
@@ -427,18 +452,22 @@ BUGS = {
     "domains capped before clusters": (caps, "CAPS", tuple(caps.CAPS[at] for at in (0, 2, 1))),
     "clusters capped before duplicates": (caps, "CAPS", tuple(caps.CAPS[at] for at in (1, 0, 2))),
     "caps forgotten": (caps, "capped", lambda lists, policy, groups: _NOBODY),
+    "numbers that go by the order of rows": (Sampling, "number", lambda self, pair_id: next(_LAST) % 97 / 97),
+    "another seed": (Sampling, "number", lambda self, pair_id: _NUMBER(Sampling(floor=0, full=1, seed=8), pair_id)),
     "floors forgotten": (
         ranked,
         "_reason",
         lambda rules: pl.when(pl.col("reward").is_null()).then(pl.lit(reasons.CASCADE_REJECT)),
     ),
 }
+_LAST, _NUMBER = count(), Sampling.number
 _NOBODY = pl.DataFrame(schema=pl.DataFrame(pl.from_arrow(CAPPED.empty_table())).schema)
 EVERYTHING = Policy(
     keep_fraction="0.3",
     per_corpus={"a": "0.7"},
     count_per_corpus={"b": 11},
     floors={"human_fit": 0.2},
+    sampling={"floor": -2.5, "full": 1.0, "seed": 7},
     most_per_domain=30,
     most_per_duplicate_group=35,
     most_per_semantic_cluster=45,
@@ -448,8 +477,8 @@ EVERYTHING = Policy(
 def test_the_crawl_that_bugs_are_planted_in_is_decided_as_the_reference_does():
     held_to_the_reference(many(), EVERYTHING)
     assert {*reference(many(), EVERYTHING).values()} >= {
-        None, reasons.FLOOR, reasons.CASCADE_REJECT, reasons.DUPLICATE_CAP, reasons.CLUSTER_CAP,
-        reasons.DOMAIN_CAP, reasons.TIED_AT_CUT
+        None, reasons.FLOOR, reasons.NOT_SAMPLED, reasons.CASCADE_REJECT, reasons.DUPLICATE_CAP, reasons.CLUSTER_CAP,
+        reasons.DOMAIN_CAP, reasons.TIED_AT_CUT,
     }  # fmt: skip
 
 

@@ -23,7 +23,13 @@ pytestmark = [pytest.mark.slow]
 _POLICIES = {
     "fraction": {"keep_fraction": "0.3"},
     "corpora": {"keep_fraction": "0.5", "per_corpus": {"web": "0.1", "shop": "0"}},
-    "rules": {"keep_fraction": "0.2", "caption_patterns": ["again"], "floors": {"human_fit": 0.4}, "reward_floor": 0},
+    "rules": {
+        "keep_fraction": "0.2",
+        "caption_patterns": ["again"],
+        "floors": {"human_fit": 0.4},
+        "reward_floor": 0,
+        "sampling": {"floor": -1, "full": 0.75},
+    },
     "caps": {"keep_count": 60, "most_per_domain": 9},
     "cascade": {"keep_fraction": "0.3", "reward_floor": -1.25},
 }
@@ -93,7 +99,7 @@ def test_the_policies_together_make_pairs_of_every_reason_that_views_read_in_ano
     wanted = {
         "fraction": {"takedown", "tied_at_cut", "below_cut"},
         "corpora": {"no_budget", "below_cut"},
-        "rules": {"caption_pattern", "floor", "reward_floor"},
+        "rules": {"caption_pattern", "floor", "reward_floor", "not_sampled"},
         "caps": {"domain_cap", "below_cut"},
         "cascade": {"takedown", "cascade_reject", "reward_floor", "below_cut"},
     }

@@ -21,8 +21,9 @@ from tests.support.small_version import SmallStore, small_store
 
 GLOBAL = Policy(keep_fraction="0.3")
 PER_CORPUS = Policy(keep_fraction="0.3", per_corpus={"shop": "0.1"})
-RULES_AND_CAPS = Policy(keep_fraction="0.3", floors={"human_fit": 0.2}, reward_floor=-1.0, most_per_domain=9)
-POLICIES = {"global": GLOBAL, "per corpus": PER_CORPUS, "floors and caps": RULES_AND_CAPS}
+RULES_AND_CAPS = Policy(keep_fraction="0.3", floors={"human_fit": 0.2}, reward_floor=-1.0, most_per_domain=9,
+                        sampling={"floor": -1.25, "full": 1.0})  # fmt: skip
+POLICIES = {"global": GLOBAL, "per corpus": PER_CORPUS, "rules and caps": RULES_AND_CAPS}
 SOME = [Decimal(at) / 20 for at in range(21)]
 
 
@@ -165,7 +166,15 @@ def test_nothing_is_published_by_asking(small):
     assert [item.key for item in small.store.list()] == before
 
 
-@pytest.mark.parametrize("other", [{"reward_floor": 0.0}, {"floors": {"human_fit": 0.5}}, {"caption_patterns": ("x",)}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"reward_floor": 0.0},
+        {"floors": {"human_fit": 0.5}},
+        {"caption_patterns": ("x",)},
+        {"sampling": RULES_AND_CAPS.sampling},
+    ],
+)
 def test_a_policy_with_other_rules_is_refused_by_name(small, other):
     version = small.filter(GLOBAL, move=False)
     with pytest.raises(InputError, match=next(iter(other))):
