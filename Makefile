@@ -18,10 +18,10 @@ setup: $(STAMP) ## the environment, from constraints.txt
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
-	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,photos,signals,ray,seal]'; \
+	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,photos,signals,ray,seal,clusters]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check \
-	    -c constraints.txt -e '.[dev,photos,signals,ray,seal]'; \
+	    -c constraints.txt -e '.[dev,photos,signals,ray,seal,clusters]'; \
 	fi
 	@touch $@
 

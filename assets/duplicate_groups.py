@@ -5,33 +5,24 @@ and a batch that arrives must not cost the crawl. Materialise it when the questi
 crawl costs nothing a second time.
 """
 
-import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
-from PIL import Image
 
-from assets import keys
-from assets.reporting import PREVIEW, materialized
+from assets import keys, sheets
+from assets.reporting import materialized
 from compalign_dagster import artifacts, latest, parquet
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl.duplicates import CODE_VERSION, DUPLICATES, find_duplicates
-from compalign_dagster.crawl.shards import Shard, read_member
-from compalign_dagster.errors import InputError
 from compalign_dagster.settings import Settings
-from compalign_dagster.store import ObjectMissingError
-from compalign_dagster.versions import digest_bytes, work_key
+from compalign_dagster.versions import work_key
 from resources.storage import Storage
 
 KIND = keys.DUPLICATE_GROUPS.to_user_string()
 _SHOWN = 20
-_SHEET_SIDE = 8
-_BLANK = Image.new("RGB", (1, 1), (128, 132, 138))  # the sheet's background
-
-log = logging.getLogger(f"compalign_dagster.{__name__}")
 
 
 @dg.asset(
@@ -92,34 +83,18 @@ def publish_groups(storage: Storage, distance: int) -> tuple[Artifact, bool]:
                 inputs=[ledger.as_input()],
                 config=config,
                 facts={**asdict(found), "shards": len(shards)},
-                views=_sheet(storage, out, [group["group_id"] for group in found.largest]),
+                views=sheets.sheet(storage, _members(out, [group["group_id"] for group in found.largest])),
             )
 
     return latest.reuse_or_make(store, KIND, key, make)
 
 
-def _sheet(storage: Storage, found: Path, groups: list[str]) -> dict[str, bytes]:
-    """A contact sheet of the largest groups that hold different images, one group a row."""
-    from compalign_dagster.pages.images import contact_sheet
-
+def _members(found: Path, groups: list[str]) -> list[list[dict]]:
+    """Different images of each of the largest groups that hold such, group by group."""
     rows = pl.scan_parquet(found).filter(pl.col("group_id").is_in(groups), pl.col("group_images") > 1)
     members = rows.unique(["group_id", "image_sha256"], keep="first", maintain_order=True).collect()
-    sheet: list[Image.Image | bytes] = []
-    for group in [name for name in groups if name in set(members["group_id"])][:_SHEET_SIDE]:
-        shown = members.filter(pl.col("group_id") == group).head(_SHEET_SIDE).to_dicts()
-        sheet += [_picture(storage, row) for row in shown] + [_BLANK] * (_SHEET_SIDE - len(shown))
-    return {PREVIEW: contact_sheet(sheet, columns=_SHEET_SIDE)} if sheet else {}
-
-
-def _picture(storage: Storage, row: dict) -> bytes:
-    """A member's image, empty where other bytes lie by now."""
-    shard = Shard(row["shard"], storage.landing, row["shard"])
-    try:
-        data = read_member(shard, row["image_offset"], row["image_length"])
-    except (InputError, ObjectMissingError) as error:
-        log.warning("duplicate_groups: an image is not shown: %s", error)
-        return b""
-    return data if digest_bytes(data) == row["image_sha256"] else b""
+    shown = [name for name in groups if name in set(members["group_id"])][: sheets.SIDE]
+    return [members.filter(group_id=name).head(sheets.SIDE).to_dicts() for name in shown]
 
 
 def _table(groups: list[dict]) -> str:

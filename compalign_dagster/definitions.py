@@ -21,6 +21,7 @@ from assets import (
     reward_model,
     score_ledger,
     scored_shards,
+    semantic_clusters,
     shadow_report,
 )
 from assets.checks.coco_hf_annotations import judgements
@@ -44,6 +45,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     scored_shards.scored_shards,
     score_ledger.score_ledger,
     duplicate_groups.duplicate_groups,
+    semantic_clusters.semantic_clusters,
     filtered_dataset.filtered_dataset,
     eval_report.eval_report,
     shadow_report.shadow_report,

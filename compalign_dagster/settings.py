@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     duplicate_bits: int = Field(
         4, ge=0, le=16, description="Bits of 64 in which perceptual hashes of near-duplicates may differ."
     )
+    semantic_clusters: int | None = Field(
+        None, ge=1, le=16_384, description="Semantic clusters of images; unset, the square root of their number."
+    )
     keep_fraction: Fraction = Field(Decimal("0.30"), description="Share of pairs kept by the first policy.")
     keep_per_corpus: dict[str, Fraction] = Field(
         default_factory=dict, description='Keep fraction of named corpora, as JSON: {"cc12m": 0.3}.'

@@ -123,7 +123,7 @@ def _decided(folder: Path, keys: list[str]) -> "Version":
     from compalign_dagster.selection.policy import Policy
     from compalign_dagster.store import LocalStore
 
-    return decide_on(LocalStore(folder / "store"), [], Policy(keep_fraction=KEPT), _opened(folder, keys), None)
+    return decide_on(LocalStore(folder / "store"), [], Policy(keep_fraction=KEPT), _opened(folder, keys), {})
 
 
 def main(name: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ from compalign_dagster.crawl.samples import split_name
 from compalign_dagster.crawl.tar import Member, Tape, walk
 
 MARKER = b"redacted"
-_EMPTIED: Mapping[str, Any] = {"caption": "", "url": None, "detail": ""}
+_EMPTIED: Mapping[str, Any] = {"caption": "", "url": None, "detail": "", "embedding": None}
 _BY_CONTENT = {"pair_id": "pair_ids", "image_sha256": "images", "image_id": "images"}
 _FOLDED = 80  # characters of a text that are looked for: pages cut captions
 SHORTEST = 8  # a shorter text would be found everywhere
@@ -48,30 +48,36 @@ class Target:
 
 
 def emptied(table: pa.Table, target: Target, request: str) -> tuple[pa.Table, int] | None:
-    """The table with the texts of the target's rows emptied, and how many rows that are; None where there are none.
+    """The table without the texts and vectors of the target's rows, and how many rows that are; None where none are.
 
     Rows, their order and every other column stay. The file says under `redacted` in its metadata by which request.
     """
-    texts = [name for name in _EMPTIED if name in table.column_names and pa.types.is_string(table[name].type)]
+    texts = [name for name in _EMPTIED if name in table.column_names and _holds_bytes(table[name].type)]
     mine = _rows_of(table, target)
     if not texts or mine is None:
         return None
     frame = pl.DataFrame(pl.from_arrow(table.select(texts))).with_columns(mine=mine)
-    rows = frame.filter("mine", pl.any_horizontal(pl.col(texts).fill_null("") != "")).height
+    rows = frame.filter("mine", pl.any_horizontal(pl.col(texts).cast(pl.Binary).fill_null(b"") != b"")).height
     if not rows:
         return None
     for name in texts:
         at = table.column_names.index(name)
         instead = _EMPTIED[name] if table.field(name).nullable else ""
-        column = frame.select(pl.when("mine").then(pl.lit(instead, pl.String)).otherwise(name).alias(name))
+        column = frame.select(
+            pl.when("mine").then(pl.lit(instead).cast(frame.schema[name])).otherwise(name).alias(name)
+        )
         table = table.set_column(at, table.field(name), column.to_arrow()[name].cast(table[name].type))
     before = (table.schema.metadata or {}).get(MARKER, b"").decode()
     marked = ", ".join(dict.fromkeys([*filter(None, [before]), request]))
     return table.replace_schema_metadata({**(table.schema.metadata or {}), MARKER: marked.encode()}), rows
 
 
+def _holds_bytes(dtype: pa.DataType) -> bool:
+    return pa.types.is_string(dtype) or pa.types.is_binary(dtype)
+
+
 def identifying(names: Collection[str]) -> list[str]:
-    """The columns by which a table's rows are known to be a target's; none for a table that holds no text of a pair."""
+    """The columns by which a table's rows are known to be a target's; none for a table without texts and vectors."""
     if not set(names) & set(_EMPTIED):
         return []
     content = [name for name in _BY_CONTENT if name in names]

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from compalign_dagster import artifacts
 from compalign_dagster.artifacts import Artifact
 from compalign_dagster.crawl import batches
 from compalign_dagster.errors import InputError
@@ -86,7 +87,7 @@ def _in_batch(store: Store, key: str, mine: Sequence[Delivery]) -> str:
 
 
 def of_model(store: Store, version: str) -> dict[str, Any]:
-    """What the model whose version begins so has decided: every version that was cut by its rewards.
+    """What the model whose version begins so has decided: every version cut by its rewards or capped by its clusters.
 
     Raises:
         InputError: unless exactly one model is meant.
@@ -128,7 +129,11 @@ def of_labeler(store: Store, labeler: str) -> dict[str, Any]:
 def _decided_by(store: Store, by: Sequence[Artifact]) -> dict[str, Any]:
     wanted = sorted({model.facts["model_version"] for model in by})
     opened = places.readable(store)
-    cut = [(item, version) for item, version in opened if version.shards["model_version"].is_in(wanted).any()]
+    cut = [
+        (item, version)
+        for item, version in opened
+        if version.shards["model_version"].is_in(wanted).any() or _clustered_by(item.artifact) in wanted
+    ]
     listed = ", ".join(map(quoted, wanted))
     return {
         "pairs": max((item.artifact.facts["pairs"] for item, _ in cut), default=0),
@@ -137,6 +142,12 @@ def _decided_by(store: Store, by: Sequence[Artifact]) -> dict[str, Any]:
         "models": [_model(model) for model in {model.manifest_key: model for model in by}.values()],
         "sql": f"select distinct pair_id from scores where model_version in ({listed})",  # noqa: S608 - quoted
     }
+
+
+def _clustered_by(version: Artifact) -> str | None:
+    """The version of the model that made the semantic clusters by which a version is capped."""
+    found = (artifacts.load(version.store, item.key) for item in version.inputs if item.kind == "semantic_clusters")
+    return next((clusters.facts["model_version"] for clusters in found if clusters), None)
 
 
 def _first_kept(version: Version) -> list[str]:

@@ -22,7 +22,7 @@ from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.lineage import comparing
 from compalign_dagster.lineage.chain import Checked, manifest_of
 from compalign_dagster.lineage.manifests import Fault, blaming, key_of
-from compalign_dagster.lineage.relist import GROUPS, Made, Redone, Row, redo_list
+from compalign_dagster.lineage.relist import Made, Redone, Row, redo_list
 from compalign_dagster.lineage.sampling import drawn
 from compalign_dagster.scoring.ledger import coverage, fold
 from compalign_dagster.scoring.tables import LEDGER
@@ -134,7 +134,7 @@ def _of_version(made: Made, rows: Sequence[Row]) -> Iterator[Fault]:
     ):
         if there != policy:
             yield Fault(where, field_name, "is not the policy that the version was made by")
-    again = deciding.decide_on(artifact.store, rows, version.policy, made.lists, made.others.get(GROUPS))
+    again = deciding.decide_on(artifact.store, rows, version.policy, made.lists, made.others)
     for name in TABLES:
         yield from comparing.differences(
             artifact.file_key(f"{name}.parquet"), getattr(again, name), getattr(version, name)

@@ -17,12 +17,12 @@ from compalign_dagster.artifacts import Artifact
 from compalign_dagster.lineage import comparing
 from compalign_dagster.lineage.chain import Checked, manifest_of
 from compalign_dagster.lineage.manifests import Fault
-from compalign_dagster.selection import blocks, ranked, reasons
+from compalign_dagster.selection import blocks, caps, ranked, reasons
 from compalign_dagster.selection.select import OCCURRENCE
 from compalign_dagster.selection.version import frame_of
 from compalign_dagster.versions import canonical_json
 
-_LEDGER, _LIST, _SIGNALS, GROUPS = "score_ledger", "ranked_pairs", "caption_signals", "duplicate_groups"
+_LEDGER, _LIST, _SIGNALS = "score_ledger", "ranked_pairs", "caption_signals"
 _TABLES = ("ranked", "histogram", "groups", "ids")
 _EMPTIED = {
     "shard": pl.String,
@@ -65,7 +65,7 @@ class Made:
             if made is not None:
                 found[made.kind][made.partition or ""] = made
         others = {f"{_SIGNALS}/{batch}": made for batch, made in found[_SIGNALS].items()}
-        others |= {kind: found[kind][""] for kind in (blocks.KIND, GROUPS) if "" in found[kind]}
+        others |= {kind: found[kind][""] for kind in (blocks.KIND, *caps.KINDS) if "" in found[kind]}
         (ledger,) = found[_LEDGER].values()
         return cls(artifact, chain, ledger, dict(sorted(found[_LIST].items())), others)
 

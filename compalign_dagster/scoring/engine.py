@@ -86,16 +86,33 @@ class Scorer:
 
         `jobs` is iterated in a thread of its own. Closing the iterator ends all threads, after the read under way.
         """
-        config = self.config
-        threads = config.decoders or decoders(config.device, len(os.sched_getaffinity(0)))
-        feed = Feed(jobs, self._prepare, decoders=threads, ahead=max(config.queue_images, self._batch))
-        with feed:
+        with self._feed(jobs) as feed:
             while True:
                 meter = Meter()
                 job = feed.next_job(meter)
                 if job is None:
                     return
                 yield self._shard(feed, job, meter, progress)
+
+    def embed_all(self, jobs: Iterable[tuple[Shard, pa.Table]]) -> Generator[tuple[list[int], np.ndarray]]:
+        """For each of the jobs the unit vectors of its images, float32 [N, D], and of each a row that shows it, [N].
+
+        Images that do not decode are left out. Otherwise as `score_all`.
+        """
+        with self._feed(jobs) as feed:
+            while (job := feed.next_job(meter := Meter())) is not None:
+                rows: list[int] = []
+                found: list[Tensor] = []
+                with self._forward.computing():
+                    for batch in _batches(feed.pictures(meter), self._batch, {}):
+                        found.append(self._forward.embed([image for image, _ in batch], job.shard.name))
+                        rows += [own[0] for _, own in batch]
+                    vectors = torch.cat(found).cpu().numpy() if found else np.empty((0, 0), np.float32)
+                yield rows, vectors
+
+    def _feed(self, jobs: Iterable[tuple[Shard, pa.Table]]) -> Feed:
+        threads = self.config.decoders or decoders(self.config.device, len(os.sched_getaffinity(0)))
+        return Feed(jobs, self._prepare, decoders=threads, ahead=max(self.config.queue_images, self._batch))
 
     def _prepare(self, data: bytes) -> Tensor:
         image = decode(data, max_pixels=self.config.image_pixels, side=self.model.image_side)

@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Forward:
-    """Scores batches. `images` and `captions` are computed at once at most; both are halved when memory runs out."""
+    """Scores and embeds batches.
+
+    `images` and `captions` are computed at once at most; both are halved when memory runs out.
+    """
 
     def __init__(self, model: RewardModel, config: ScoringConfig, device: torch.device) -> None:
         self.model = model.to(device).eval()
@@ -91,6 +94,22 @@ class Forward:
                 at = part.stop
         return torch.cat(found)
 
+    def embed(self, prepared: Sequence[Tensor], what: str) -> Tensor:
+        """A unit vector for each image, float32 [B, D], on the device: the mean of its states.
+
+        As with `score`, what does not fit into memory is tried again in halves.
+        """
+        found, at = [], 0
+        while at < len(prepared):
+            part = prepared[at : at + self.images]
+            vectors, why = self._in_memory(self._embed, part)
+            if vectors is None:
+                self._halve(len(part), 1, what, why)
+            else:
+                found.append(vectors)
+                at += len(part)
+        return torch.cat(found)
+
     def _tried(
         self, prepared: Sequence[Tensor], captions: Captions, owned: Sequence[Sequence[int]], what: str
     ) -> Tensor | None:
@@ -145,6 +164,10 @@ class Forward:
             outputs = self.model(states[first : last + 1], texts[part], owner[part] - first)
             found.append(figures(self.model, outputs))
         return torch.cat(found)
+
+    def _embed(self, prepared: Sequence[Tensor]) -> Tensor:
+        states = self._encode(self._moved(torch.stack(list(prepared))))
+        return torch.nn.functional.normalize(states.float().mean(dim=1), dim=-1)
 
     def _moved(self, batch: Tensor) -> Tensor:
         """On the device; through pinned memory to a GPU, so that the copy runs beside the computation."""

@@ -138,6 +138,8 @@ def _known(version: Version) -> Iterator[str]:
     yield "No image was checked for safety; only captions are, and only by the rules above."
     if not policy.most_per_duplicate_group:
         yield "The same image may be in several kept pairs: no cap on duplicate groups was set."
+    if policy.most_per_semantic_cluster:
+        yield "Semantic clusters are what one network sees in images: whatever it knows little of lies together."
     coverage = facts.get("coverage")
     if coverage is not None and coverage < 1:
         yield f"Only {coverage:.1%} of the crawl's live shards were scored when it was made."

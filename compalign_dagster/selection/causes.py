@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from compalign_dagster.errors import InputError
-from compalign_dagster.selection import reasons
-from compalign_dagster.selection.hand import Hand, caps_of
+from compalign_dagster.selection import caps, reasons
+from compalign_dagster.selection.hand import Hand
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.version import Version
 
@@ -37,7 +37,7 @@ class Why:
 
     def __init__(self, a: Version, b: Version) -> None:
         self.other_rules = a.policy.rules() != b.policy.rules()
-        self.other_caps = caps_of(a.policy) != caps_of(b.policy)
+        self.other_caps = caps.limits(a.policy) != caps.limits(b.policy)
         self.other_model = _model(a) != _model(b)
         names = ["shard", "index_version"]
         self._shards = a.shards.select(names).join(

@@ -31,7 +31,7 @@ from compalign_dagster.versions import canonical_json, work_key
 
 CODE_VERSION = 4
 
-_SIGNALS, _GROUPS = "caption_signals", "duplicate_groups"
+_SIGNALS = "caption_signals"
 
 
 def key_with(
@@ -67,7 +67,7 @@ def decide(
     lists, reused = _lists(store, rows, policy, others)
     made = {"lists": {"made": len(lists) - reused, "reused": reused}}
     inputs = [*(artifact.as_input() for artifact in lists.values()), *(item.as_input() for item in others.values())]
-    decided = decide_on(store, rows, policy, lists, others.get(_GROUPS))
+    decided = decide_on(store, rows, policy, lists, others)
     return replace(decided, facts={**decided.facts, **made}, inputs=inputs)
 
 
@@ -76,10 +76,10 @@ def decide_on(
     rows: Sequence[Mapping[str, Any]],
     policy: Policy,
     lists: Mapping[str, Artifact],
-    groups: Artifact | None,
+    others: Mapping[str, Artifact],
 ) -> Version:
-    """The decision on ranked lists that are there, by batch, and duplicate groups; publishes nothing."""
-    taken_away = caps.capped(lists, policy, groups)
+    """The decision on ranked lists that are there, by batch, and `others_of` them; publishes nothing."""
+    taken_away = caps.capped(lists, policy, others)
     segments = [
         {**segment, "batch": batch, "budget": policy.budget_of(segment["corpus"])}
         for batch, artifact in lists.items()
@@ -130,19 +130,18 @@ def publish(
 
 
 def others_of(store: Store, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Artifact]:
-    """What a decision reads besides scores: `block_list`, `caption_signals/<batch>`, `duplicate_groups`."""
+    """What a decision reads besides scores: `block_list`, `caption_signals/<batch>`, `caps.KINDS`."""
     found: dict[str, Artifact | None] = {blocks.KIND: blocks.in_force(store)}
     if policy.languages:
         for batch in sorted({row["batch"] for row in rows}):
             found[f"{_SIGNALS}/{batch}"] = latest.latest(store, _SIGNALS, batch)
-    if caps.needs_groups(policy):
-        found[_GROUPS] = groups_of(store, rows)
+    found |= {kind: groups_of(store, rows, kind) for kind in caps.needed(policy)}
     return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 
-def groups_of(store: Store, rows: Sequence[Mapping[str, Any]]) -> Artifact | None:
-    """The newest duplicate groups, if they were made of exactly these shards."""
-    groups = latest.latest(store, _GROUPS)
+def groups_of(store: Store, rows: Sequence[Mapping[str, Any]], kind: str) -> Artifact | None:
+    """The newest artifact of one of `caps.KINDS`, if it was made of exactly these shards."""
+    groups = latest.latest(store, kind)
     ledger = artifacts.load(store, groups.inputs[0].key) if groups else None
     if ledger is None:
         return None

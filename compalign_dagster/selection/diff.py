@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 
 from compalign_dagster.parquet import column
+from compalign_dagster.selection import caps
 from compalign_dagster.selection.causes import CAUSES, COLUMNS, ENTERED, LEFT, SIDES, Why
 from compalign_dagster.selection.cut import Rows
-from compalign_dagster.selection.hand import caps_of
 from compalign_dagster.selection.ladder import histogram
 from compalign_dagster.selection.select import TIE_BREAK
 from compalign_dagster.selection.tables import RANKED
@@ -127,7 +127,8 @@ def rows_read(a: Version, b: Version) -> int:
 
     Other caps of the older one are worked out on all that the newer one decided on.
     """
-    found = 0 if caps_of(a.policy) in (caps_of(b.policy), (None, None)) else int(b.facts["pairs"])
+    older = caps.limits(a.policy)
+    found = int(b.facts["pairs"]) if any(older) and older != caps.limits(b.policy) else 0
     for batches in _different(a, b):
         mine, theirs = (version.lists.filter(pl.col("batch").is_in(batches)) for version in (a, b))
         if _is_same_list(a, b, batches):

@@ -66,14 +66,14 @@ class Hand:
 
     def capped(self, policy: Policy) -> pl.DataFrame:
         """What the policy's caps take away (CAPPED): the version's own where its caps are the same."""
-        asked, theirs = caps_of(policy), caps_of(self.version.policy)
+        asked, theirs = caps.limits(policy), caps.limits(self.version.policy)
         if asked == theirs:
             return self.version.capped
         if asked not in self._capped:
             lists = {batch: self.version.ranked_list(batch) for batch in self.version.batches()}
-            groups = None
-            if caps.needs_groups(policy):
-                groups = groups_of(self.version.store, self.version.shards.to_dicts())
+            rows = self.version.shards.to_dicts()
+            found = {kind: groups_of(self.version.store, rows, kind) for kind in caps.needed(policy)}
+            groups = {kind: artifact for kind, artifact in found.items() if artifact is not None}
             self._capped[asked] = caps.capped(lists, policy, groups)
         return self._capped[asked]
 
@@ -128,8 +128,3 @@ def _bins_of(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         found[corpus] = bins[start : start + length], pairs[start : start + length]
         start += length
     return found
-
-
-def caps_of(policy: Policy) -> tuple[int | None, int | None]:
-    """What of a policy takes candidates away."""
-    return policy.most_per_domain, policy.most_per_duplicate_group

@@ -19,7 +19,7 @@ REST = "*"
 """The budget that corpora without one of their own share."""
 
 SCHEMA_VERSION = 3
-_WITHOUT_SAMPLING = 2
+_WITHOUT_EITHER = 2
 _MOST_DECIMALS = 100
 _EXACT = Context(prec=2 * _MOST_DECIMALS)
 _FLOORS = tuple(name for name in FIGURES if name != "reward")
@@ -88,12 +88,18 @@ class Policy(Rules):
     `keep_fraction` or `keep_count`. A fraction is of all pairs of its budget, whatever the rules say of them.
     """
 
-    version: int = Field(
+    most_per_semantic_cluster: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,  # as above
+        description="Most kept candidates whose images are of one semantic cluster, best first.",
+    )
+    version: int = Field(  # behind all that it is told by
         SCHEMA_VERSION,
         ge=1,
         le=SCHEMA_VERSION,
         validate_default=True,
-        description="The schema that a reader has to know: 3 with sampling, else 2.",
+        description="The schema that a reader has to know: 3 with sampling or a cap on clusters, else 2.",
     )
     keep_fraction: Decimal | None = Field(None, description="Share of the pairs to keep, a decimal from 0 to 1.")
     keep_count: int | None = Field(None, ge=0, description="How many pairs to keep, in place of a fraction.")
@@ -108,7 +114,8 @@ class Policy(Rules):
     @classmethod
     def _least(cls, value: int, info: ValidationInfo) -> int:
         """The oldest schema that says the same, so that equal policies are equal bytes."""
-        return SCHEMA_VERSION if info.data.get("sampling") else _WITHOUT_SAMPLING
+        newer = info.data.get("sampling") or info.data.get("most_per_semantic_cluster")
+        return SCHEMA_VERSION if newer else _WITHOUT_EITHER
 
     @field_validator("keep_fraction", mode="before")
     @classmethod

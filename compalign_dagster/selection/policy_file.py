@@ -21,7 +21,7 @@ from compalign_dagster.selection.policy import Policy, Rules
 _MOST_BYTES = 1 << 20
 _SHOWN = 120
 _ORDER = ("version", "keep_fraction", "keep_count", "reward_floor", "languages", "unknown_language",
-          "caption_patterns", "most_per_domain", "most_per_duplicate_group",
+          "caption_patterns", "most_per_domain", "most_per_duplicate_group", "most_per_semantic_cluster",
           "per_corpus", "count_per_corpus", "floors", "sampling")  # fmt: skip
 """As written: tables last, because a TOML table ends where the next begins."""
 
@@ -86,7 +86,7 @@ def written(policy: Policy) -> str:
     lines.append("# floor, sampling, then caps, then the cut; a dropped pair has the first reason that applies.")
     for name in _ORDER:
         lines += ["", f"# {Policy.model_fields[name].description}"]
-        value = values.get(name, {})
+        value = values.get(name, {} if name == "sampling" else None)
         lines += _table(name, value) if isinstance(value, dict) else [_line(name, value)]
     return "\n".join(lines) + "\n"
 

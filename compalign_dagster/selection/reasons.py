@@ -12,6 +12,7 @@ REWARD_FLOOR = "reward_floor"
 NOT_SAMPLED = "not_sampled"
 CASCADE_REJECT = "cascade_reject"
 DUPLICATE_CAP = "duplicate_cap"
+CLUSTER_CAP = "cluster_cap"
 DOMAIN_CAP = "domain_cap"
 NO_BUDGET = "no_budget"
 TIED_AT_CUT = "tied_at_cut"
@@ -27,6 +28,7 @@ MEANING = {
     NOT_SAMPLED: "the reward gives a chance to be kept, and the pair was not drawn",
     CASCADE_REJECT: "a cheap score turned the pair down, so that it has no reward",
     DUPLICATE_CAP: "enough pairs with a better reward show the same image, or nearly the same",
+    CLUSTER_CAP: "enough pairs with a better reward show an image of the same semantic cluster",
     DOMAIN_CAP: "enough pairs with a better reward are of the same domain",
     NO_BUDGET: "the budget keeps nothing",
     TIED_AT_CUT: "the reward of the last kept pair, but behind it by the tie-break",
@@ -37,5 +39,5 @@ ORDER = tuple(MEANING)
 OF_BLOCK_LIST = (TAKEDOWN, EVALUATION_OVERLAP)
 OF_ROW = ORDER[: ORDER.index(CASCADE_REJECT) + 1]
 """Reasons that one pair's own facts decide; they stand in the ranked lists."""
-OF_CAP = (DUPLICATE_CAP, DOMAIN_CAP)
+OF_CAP = (DUPLICATE_CAP, CLUSTER_CAP, DOMAIN_CAP)
 OF_CUT = (NO_BUDGET, TIED_AT_CUT, BELOW_CUT)

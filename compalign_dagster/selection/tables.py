@@ -108,7 +108,9 @@ CAPPED = pa.schema(
         _CAPTION_INDEX,
         _CORPUS,
         _REWARD,
-        column("reason", pa.string(), "duplicate_cap | domain_cap"),
+        column(
+            "reason", pa.string(), "duplicate_cap | domain_cap"
+        ),  # or cluster_cap; the words are in every file's bytes
     ]
 )
 

@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from compalign_dagster.errors import InputError
+from compalign_dagster.selection import caps
 from compalign_dagster.selection.counts import BIN_BITS, COARSE_BITS, bins, group_of
-from compalign_dagster.selection.hand import BudgetCut, Hand, caps_of
+from compalign_dagster.selection.hand import BudgetCut, Hand
 from compalign_dagster.selection.policy import REST, Policy
 from compalign_dagster.selection.ranked import ROW_GROUP_ROWS
 from compalign_dagster.selection.version import Version, frame_of
@@ -123,7 +124,7 @@ def curve(
     hand = hand if isinstance(hand, Hand) else Hand(hand)
     cuts = [hand.cut(policy) for policy in policies]
     taken = np.array([[_taken_of(cut, at) for at in range(len(hand.parts))] for cut in cuts], np.int64)
-    if len({caps_of(policy) for policy in policies}) != 1 or (np.diff(taken, axis=0) < 0).any():
+    if len({caps.limits(policy) for policy in policies}) != 1 or (np.diff(taken, axis=0) < 0).any():
         raise InputError(
             "what-if",
             expected="policies with the same caps, each keeping what the one before it keeps",

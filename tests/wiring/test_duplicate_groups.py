@@ -107,3 +107,10 @@ def test_a_shard_that_changed_since_costs_its_pictures_and_not_the_groups(storag
     artifact, _ = publish_groups(storage, 4)
     assert artifact.facts["groups"] == 1
     assert artifact.has_view("preview.jpg")
+
+
+def test_what_a_sheet_shows_is_listed_beside_it_so_that_a_purge_finds_it(storage, tmp_path):
+    ledger(storage.store, tmp_path, [index(storage, tmp_path, shard) for shard in _HASHES])
+    artifact, _ = publish_groups(storage, 4)
+    listed = storage.store.read(artifact.file_key("preview.txt")).decode().splitlines()
+    assert {line.rpartition(" ")[0] for line in listed} == {"a.tar 0", "a.tar 1", "b.tar 0"}

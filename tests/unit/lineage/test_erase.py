@@ -6,6 +6,7 @@ import pytest
 
 from compalign_dagster import parquet
 from compalign_dagster.annotation.tables import CAPTIONS, REJECTED
+from compalign_dagster.crawl.clusters import CLUSTERS, EMBEDDINGS
 from compalign_dagster.crawl.tables import QUARANTINE
 from compalign_dagster.lineage.erase import MARKER, Target, emptied, landed_blanks, resharded_blanks, shows, untold
 from compalign_dagster.pages.cards import Card
@@ -120,3 +121,15 @@ def page(caption, note):
     facts = {"pairs": 1, "kept": 1, "dropped_by_reason": {}}
     shown = Shown("shown", [Card(picture(9), caption, 1.0, note)], "command", "sql")
     return filtered_page(facts, {"edges": [], "kept": [], "dropped": []}, [Section("kept", 1, [shown])])
+
+
+def test_the_vector_of_an_image_goes_with_it_and_no_other():
+    rows = [{"image_sha256": digest_bytes(IMAGE), "embedding": b"12"}, {"image_sha256": "f" * 64, "embedding": b"34"}]
+    for schema in (EMBEDDINGS, CLUSTERS):
+        before = parquet.from_rows([{**row, "cluster": 1, "images": 1} for row in rows], schema)
+        after, count = emptied(before, TARGET, "t")
+        assert count == 1
+        assert after["embedding"].to_pylist() == [None, b"34"]
+        assert after.drop_columns("embedding").equals(before.drop_columns("embedding"))
+        assert after.schema.equals(before.schema)
+        assert emptied(after, TARGET, "t") is None

@@ -6,6 +6,7 @@ from compalign_dagster.hosts import host_of
 from compalign_dagster.lineage import impact, places
 from compalign_dagster.selection import versions
 from compalign_dagster.selection.blocks import entry
+from tests.support.small_clusters import small_clusters
 from tests.support.small_version import HOSTS
 from tests.unit.lineage.test_takedown import the_pair
 
@@ -49,6 +50,21 @@ def test_a_labeler_and_a_model_touch_the_versions_that_the_model_has_cut(made):
         item.artifact.facts["kept"] for item in versions.history(made.store)
     ]
     assert by_labeler["judged"][0]["images"] == 6
+
+
+def test_a_model_that_made_the_clusters_of_a_version_has_decided_it_too(small):
+    clusters = small_clusters(small)
+    second = small.promote("second")
+    for batch in small.batches:
+        small.score(batch)
+    capped = small.filter(keep_fraction="0.5", most_per_semantic_cluster=2).artifact
+    assert capped.facts["model_version"] == second.facts["model_version"] != clusters.facts["model_version"]
+    for model in (clusters.facts["model_version"], second.facts["model_version"]):
+        told = impact.of_model(small.store, model)
+        assert capped.manifest_key in {one["manifest"] for one in told["versions"]}
+    plain = small.filter(keep_fraction="0.5").artifact
+    told = impact.of_model(small.store, clusters.facts["model_version"])
+    assert plain.manifest_key not in {one["manifest"] for one in told["versions"]}
 
 
 def test_images_that_look_alike_are_found_near(made):

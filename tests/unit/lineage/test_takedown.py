@@ -11,15 +11,18 @@ from compalign_dagster.crawl.batches import live_shards, read_log
 from compalign_dagster.crawl.live import is_delivered
 from compalign_dagster.crawl.shards import Shard, read_member
 from compalign_dagster.errors import InputError
-from compalign_dagster.lineage import places, purge, takedown
+from compalign_dagster.lineage import erase, places, purge, takedown
 from compalign_dagster.lineage.redaction import redactions
 from compalign_dagster.lineage.takedown import destroy, doomed, read_request, request, withdraw
+from compalign_dagster.lineage.verify import verify_version
 from compalign_dagster.pages.images import thumbnail_uri
 from compalign_dagster.reward.promoted import Reason
 from compalign_dagster.selection import blocks
 from compalign_dagster.selection.blocks import entry
 from compalign_dagster.selection.resharding import reshard
+from compalign_dagster.selection.version import Version
 from compalign_dagster.versions import digest_bytes
+from tests.support.small_clusters import small_clusters
 from tests.support.small_version import HOSTS
 from tests.unit.lineage.scanning import traces
 
@@ -114,6 +117,45 @@ def test_after_a_purge_a_byte_scan_finds_nothing(small):
     assert traces(small.home / "landing", needles) == []
     assert {change.place for change in done.changes} == {"store", "landing"}
     assert not [text for text in done.remaining if "label exports" not in text and "Reward model" not in text]
+
+
+@pytest.fixture
+def clustered(small):
+    """`small` with semantic clusters that its newest version is capped by, and a pair that their sheet shows."""
+    clusters = small_clusters(small, 30)
+    version = small.filter(keep_fraction="0.5", most_per_semantic_cluster=2)
+    shard, key, _ = clusters.store.read(clusters.file_key("preview.txt")).decode().splitlines()[0].split()
+    return clusters, version.artifact, the_pair(small, shard, key)
+
+
+def vectors_of(store, image):
+    """What tables of the store hold of an image's vector, by key: its own, and centres that it is nearest to."""
+    keys = [item.key for item in store.list() if item.key.endswith(("embeddings.parquet", "clusters.parquet"))]
+    frames = {key: pl.read_parquet(io.BytesIO(store.read(key))) for key in keys}
+    found = {key: frame.filter(image_sha256=image)["embedding"].to_list() for key, frame in frames.items()}
+    return {key: held for key, held in found.items() if held}
+
+
+def test_after_a_purge_no_vector_centre_or_sheet_of_the_image_is_left_and_its_version_verifies(small, clustered):
+    clusters, version, row = clustered
+    assert all(None not in held for held in vectors_of(small.store, row["image_sha256"]).values())
+    done, _ = purged(small, [entry("pair_id", row["pair_id"], request="t")])
+    left = vectors_of(small.store, row["image_sha256"])
+    assert left and {vector for held in left.values() for vector in held} == {None}
+    assert not small.store.exists(clusters.file_key("preview.jpg"))
+    assert clusters.file_key("assignment.parquet") not in {change.key for change in done.changes}
+    report = verify_version(small.store, version.manifest_key)
+    assert [str(fault) for fault in report.faults] == []
+    kept = Version.open(version)
+    before = kept.facts["dropped_by_reason"]["cluster_cap"]
+    assert before == kept.capped.filter(reason="cluster_cap").height > 0
+
+
+def test_the_planted_bug_of_leaving_vectors_out_is_seen(small, clustered, monkeypatch):
+    row = clustered[2]
+    monkeypatch.setattr(erase, "_EMPTIED", {"caption": "", "url": None, "detail": ""})
+    purged(small, [entry("pair_id", row["pair_id"], request="t")])
+    assert any(vector for held in vectors_of(small.store, row["image_sha256"]).values() for vector in held)
 
 
 def test_the_planted_bug_of_leaving_tables_out_is_seen_by_the_scan(small, monkeypatch):

@@ -25,6 +25,7 @@ from compalign_dagster.selection import blocks, current, prune
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.store import LocalStore, seekable
 from compalign_dagster.versions import canonical_json, digest_bytes
+from tests.support.small_clusters import small_clusters
 from tests.support.small_version import SmallStore, small_store
 from tests.support.tampering import (
     Tampered,
@@ -40,7 +41,7 @@ from tests.support.tampering import (
 pytestmark = [pytest.mark.slow]
 
 _POLICY = Policy(keep_fraction="0.4", per_corpus={"shop": "0.25"}, reward_floor=-1.5, most_per_domain=3,
-                 most_per_duplicate_group=1)  # fmt: skip
+                 most_per_duplicate_group=1, most_per_semantic_cluster=4)  # fmt: skip
 _DECIDING = ("filtered_dataset", "ranked_pairs", "score_ledger")
 
 
@@ -100,12 +101,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     small = small_store(tmp_path_factory.mktemp("matrix"), batches=1, shards=2, pairs=10)
     publish_groups(small.storage, 4)
+    small_clusters(small)
     seals = tmp_path_factory.mktemp("seals")
     keys.new_key(seals / "key.pem", "release team")
     older = small.filter(_POLICY.model_copy(update={"keep_count": 3, "keep_fraction": None})).artifact
     _seal(small, older, seals, "older.json")
     small.land_more()
     publish_groups(small.storage, 4)
+    small_clusters(small)
     blocked = small.filter(_POLICY, move=False).kept(small.batches[0])["pair_id"][0]
     takedown.request(small.store, [blocks.entry("pair_id", blocked, request="r-1")], Reason("ada", "they asked"))
     _decide_the_rest(small)
@@ -470,5 +473,5 @@ def test_what_the_matrix_is_made_of_covers_every_kind_that_a_version_can_be_made
     kinds = {made.kind for made in world.one_of_each_kind()}
     assert kinds >= {"filtered_dataset", "ranked_pairs", "score_ledger", "scored_shards", "scored_shards_shards",
                      "raw_crawl", "raw_crawl_shards", "reward_model", "coco_hf_annotations", "block_list",
-                     "duplicate_groups"}  # fmt: skip
+                     "duplicate_groups", "semantic_clusters"}  # fmt: skip
     assert latest.require(world.store, "filtered_dataset").manifest_key == world.newer.manifest_key

@@ -31,6 +31,7 @@ policies = st.builds(
     caption_patterns=st.lists(st.sampled_from([r"^\d+$", "buy now", '"quoted"', "\\\\", "#", "\x7f", "日本"])),
     most_per_domain=st.none() | st.integers(1, 10**9),
     most_per_duplicate_group=st.none() | st.integers(1, 10**9),
+    most_per_semantic_cluster=st.none() | st.integers(1, 10**9),
 )
 
 
@@ -77,6 +78,7 @@ WRONG = {
     '{"keep_fraction": 0.3, "caption_patterns": ["(?=x)"]}': "look-around",
     '{"keep_fraction": 0.3, "most_per_domain": 0}': "'most_per_domain' should be greater",
     '{"keep_fraction": 0.3, "most_per_duplicate_group": 0}': "'most_per_duplicate_group' should be greater",
+    '{"keep_fraction": 0.3, "most_per_semantic_cluster": 0}': "'most_per_semantic_cluster' should be greater",
     '{"keep_fraction": 0.3, "per_corpus": {"web": 2}}': "keep fraction of web",
     '{"keep_fraction": 0.3, "per_corpus": [1]}': "'per_corpus' should be a valid dictionary",
     '{"keep_fraction": 0.3, "count_per_corpus": {"web": -2}}': "at least 0",
@@ -141,11 +143,13 @@ def test_a_value_from_a_file_cannot_steer_a_terminal():
 
 def test_differences_name_fields_and_whether_lists_are_made_again():
     old = Policy(keep_fraction="0.3", most_per_domain=3)
-    new = Policy(keep_fraction="0.2", reward_floor=0.5)
+    new = Policy(keep_fraction="0.2", reward_floor=0.5, most_per_semantic_cluster=4)
     found = policy_file.differences(old, new)
     assert [(item.field, item.old, item.new, item.remakes_lists) for item in found] == [
+        ("version", 2, 3, False),
         ("keep_fraction", "0.3", "0.2", False),
         ("reward_floor", None, 0.5, True),
         ("most_per_domain", 3, None, False),
+        ("most_per_semantic_cluster", None, 4, False),
     ]
     assert policy_file.differences(old, old) == []

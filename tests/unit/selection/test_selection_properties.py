@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from compalign_dagster import artifacts, latest, parquet
+from compalign_dagster.crawl.clusters import ASSIGNMENT
 from compalign_dagster.crawl.duplicates import DUPLICATES
 from compalign_dagster.crawl.tables import PAIRS
 from compalign_dagster.errors import CompalignError
@@ -114,6 +115,7 @@ def policies(draw: st.DrawFn, *, rules: bool = True) -> Policy:
             "floors": draw(st.dictionaries(st.just("human_fit"), st.sampled_from([0.0, 0.25, 0.5]))),
             "most_per_domain": draw(st.one_of(st.none(), st.integers(1, 4))),
             "most_per_duplicate_group": draw(st.one_of(st.none(), st.integers(1, 2))),
+            "most_per_semantic_cluster": draw(st.one_of(st.none(), st.integers(1, 3))),
         }
     return Policy(**budget)
 
@@ -124,6 +126,7 @@ def reference(pairs: Sequence[Pair], policy: Policy) -> dict[tuple, str | None]:
     left = sorted((pair for pair in pairs if found[pair.place] is None), key=lambda pair: pair.rank)
     for reason, group, most in (
         (reasons.DUPLICATE_CAP, lambda pair: pair.content % 5, policy.most_per_duplicate_group),
+        (reasons.CLUSTER_CAP, lambda pair: cluster_of(pair), policy.most_per_semantic_cluster),
         (reasons.DOMAIN_CAP, lambda pair: pair.domain, policy.most_per_domain),
     ):
         counts = Counter[Any]()
@@ -139,6 +142,11 @@ def reference(pairs: Sequence[Pair], policy: Policy) -> dict[tuple, str | None]:
             tied = k > 0 and pair.reward == of[k - 1].reward
             found[pair.place] = reasons.NO_BUDGET if k == 0 else reasons.TIED_AT_CUT if tied else reasons.BELOW_CUT
     return found
+
+
+def cluster_of(pair: Pair) -> int | None:
+    """The semantic cluster of a pair's image; some are in none."""
+    return None if pair.content % 6 == 4 else pair.content % 3
 
 
 def _rule(pair: Pair, policy: Policy) -> str | None:
@@ -224,7 +232,7 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def grouped(store: LocalStore, pairs: Sequence[Pair], rows: Sequence[dict[str, Any]]) -> None:
-    """The duplicate groups of this crawl: by the last digits of the content's number."""
+    """The duplicate groups of this crawl, by the last digits of the content's number, and its semantic clusters."""
     folder = store.root
     ledger = parquet.write(parquet.from_rows(list(rows), LEDGER), folder / "ledger.parquet")
     parent = artifacts.publish(store, "score_ledger", "l", {"ledger.parquet": ledger}, **_NOTHING)
@@ -236,6 +244,13 @@ def grouped(store: LocalStore, pairs: Sequence[Pair], rows: Sequence[dict[str, A
     )
     made = artifacts.publish(
         store, "duplicate_groups", "d", {"duplicates.parquet": table}, **_NOTHING | {"inputs": [parent.as_input()]}
+    )
+    latest.point(made)
+    of = {pair.place[:2]: cluster for pair in pairs if (cluster := cluster_of(pair)) is not None}
+    assigned = [{"shard": shard, "key": key, "cluster": of[shard, key]} for shard, key in sorted(of)]
+    table = parquet.write(parquet.from_rows(assigned, ASSIGNMENT), folder / "assignment.parquet")
+    made = artifacts.publish(
+        store, "semantic_clusters", "c", {"assignment.parquet": table}, **_NOTHING | {"inputs": [parent.as_input()]}
     )
     latest.point(made)
 
@@ -256,7 +271,7 @@ def made(
     with tempfile.TemporaryDirectory(dir=QUICK_DISK) as folder:
         store = LocalStore(Path(folder))
         rows = landed(store, pairs, batch_of, empty=empty)
-        if policy.most_per_duplicate_group:
+        if caps.needed(policy):
             grouped(store, pairs, rows)
         mixed(rows)
         ledger = artifacts.publish(store, "score_ledger", "empty", {"x": b""}, **_NOTHING)
@@ -434,6 +449,8 @@ BUGS = {
     "one pair too many": (deciding, "find_cut", _one_too_many),
     "a threshold that keeps all ties": (deciding, "find_cut", _everything_tied),
     "the worst of a domain kept": (caps, "_BEST_FIRST", "reward, pair_id, shard, key, caption_index"),
+    "domains capped before clusters": (caps, "CAPS", tuple(caps.CAPS[at] for at in (0, 2, 1))),
+    "clusters capped before duplicates": (caps, "CAPS", tuple(caps.CAPS[at] for at in (1, 0, 2))),
     "caps forgotten": (caps, "capped", lambda lists, policy, groups: _NOBODY),
     "numbers that go by the order of rows": (Sampling, "number", lambda self, pair_id: next(_LAST) % 97 / 97),
     "another seed": (Sampling, "number", lambda self, pair_id: _NUMBER(Sampling(floor=0, full=1, seed=8), pair_id)),
@@ -453,14 +470,15 @@ EVERYTHING = Policy(
     sampling={"floor": -2.5, "full": 1.0, "seed": 7},
     most_per_domain=30,
     most_per_duplicate_group=35,
+    most_per_semantic_cluster=45,
 )
 
 
 def test_the_crawl_that_bugs_are_planted_in_is_decided_as_the_reference_does():
     held_to_the_reference(many(), EVERYTHING)
     assert {*reference(many(), EVERYTHING).values()} >= {
-        None, reasons.FLOOR, reasons.NOT_SAMPLED, reasons.CASCADE_REJECT, reasons.DUPLICATE_CAP, reasons.DOMAIN_CAP,
-        reasons.TIED_AT_CUT,
+        None, reasons.FLOOR, reasons.NOT_SAMPLED, reasons.CASCADE_REJECT, reasons.DUPLICATE_CAP, reasons.CLUSTER_CAP,
+        reasons.DOMAIN_CAP, reasons.TIED_AT_CUT,
     }  # fmt: skip
 
 

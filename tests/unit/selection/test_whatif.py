@@ -16,6 +16,7 @@ from compalign_dagster.selection.cut import Rows
 from compalign_dagster.selection.policy import Policy
 from compalign_dagster.selection.version import Version
 from compalign_dagster.selection.whatif import Outcome, at_fraction, curve, of_budget, what_if
+from tests.support.small_clusters import small_clusters
 from tests.support.small_version import SmallStore, small_store
 
 GLOBAL = Policy(keep_fraction="0.3")
@@ -110,6 +111,25 @@ def test_what_if_of_a_cap_on_duplicates_equals_what_happens_and_needs_their_grou
         other = at_fraction(asked, fraction)
         materialised = deciding.decide(small.store, ledger_rows(small), other)
         assert_same(what_if(version, other, most_domains=None), materialised)
+
+
+def test_what_if_of_a_cap_on_clusters_equals_what_happens_and_needs_clusters_of_these_shards(tmp_path):
+    small = small_store(tmp_path)
+    version = small.filter(GLOBAL, move=False)
+    asked = GLOBAL.model_copy(update={"most_per_semantic_cluster": 4, "most_per_domain": 3})
+    with pytest.raises(InputError, match="Materialise semantic_clusters"):
+        what_if(version, asked)
+    small_clusters(small)
+    for fraction in SOME[::4]:
+        other = at_fraction(asked, fraction)
+        materialised = deciding.decide(small.store, ledger_rows(small), other)
+        assert_same(what_if(version, other, most_domains=None), materialised)
+        assert set(materialised.capped["reason"]) == {"cluster_cap", "domain_cap"}
+    fewer = small.filter(asked.model_copy(update={"most_per_semantic_cluster": 2}), move=False)
+    assert_same(what_if(fewer, asked, most_domains=None), deciding.decide(small.store, ledger_rows(small), asked))
+    small.land_more()
+    with pytest.raises(InputError, match="those of another crawl"):
+        deciding.decide(small.store, ledger_rows(small), asked)
 
 
 def test_what_if_of_counts_equals_what_happens(small):
