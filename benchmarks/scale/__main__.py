@@ -3,10 +3,10 @@
     python -m benchmarks.scale [--texts FILE | --reuse] [--pairs-per-second 2.5] [--gpu-rates 100,300] [--gpu-price 2]
 
 Runs a few batches of a rendered crawl through a Dagster instance of their own and counts what they leave
-behind; selects among random rewards in processes of their own. About two minutes on two cores. `--texts` is a
+behind; makes the ranked list of a full batch in a process of its own. About three minutes on two cores. `--texts` is a
 Parquet file of real URLs and captions (the data pack's `web_alt_text`): the store's bytes per pair are then those
 of tables with these texts. Rates come from the results of the
-benchmarks `scoring`, `cascade` and `intake`.
+benchmarks `scoring`, `cascade` and `intake`, memory for each further batch from that of `selection`.
 """
 
 import argparse
@@ -26,18 +26,14 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "scale.md"
 MARKER = "<!-- below: written by python -m benchmarks.scale -->"
 PACKAGES = ("compalign-dagster", "dagster", "polars", "pyarrow")
-SELECTED = (100_000, 400_000)  # pairs
 
 
-def measure(texts: Path | None, selected: tuple[int, ...] = SELECTED) -> dict[str, Any]:
+def measure(texts: Path | None) -> dict[str, Any]:
     """Every measured figure."""
     from assets import progress
     from compalign_dagster.settings import Settings
 
     fields = Settings.model_fields
-    runs = [memory.measured(pairs) for pairs in selected]
-    (few, least), (many, most) = ((run["pairs"], run["peak_mib"] * 2**20) for run in (runs[0], runs[-1]))
-    each = (most - least) / (many - few)
     with tempfile.TemporaryDirectory() as folder:
         rows = instance.measure(Path(folder, "home"))
     return {
@@ -46,7 +42,7 @@ def measure(texts: Path | None, selected: tuple[int, ...] = SELECTED) -> dict[st
         "runs": rows,
         "store": instance.fit(rows),
         "events": instance.fit_events(rows),
-        "memory": {"runs": runs, "bytes_per_pair": round(each, 1), "fixed_bytes": round(least - each * few)},
+        "list": memory.measured(fields["batch_max_pairs"].default),
         "web": memory.web_bytes(texts) if texts else None,
     }
 
@@ -63,14 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
     result = _result("scale") if chosen.reuse else measure(chosen.texts)
     result |= {
         "cpu": rates(chosen.pairs_per_second),
+        "batch_memory": batch_memory(),
         "gpu": {"rates": [float(rate) for rate in chosen.gpu_rates.split(",")], "price": chosen.gpu_price},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "ratios": {
-            "selection_bytes_per_pair": {
-                **dict.fromkeys(("median", "min", "max"), result["memory"]["bytes_per_pair"]),
+            "list_peak_mib": {
+                **dict.fromkeys(("median", "min", "max"), result["list"]["peak_mib"]),
                 "n": 1,
-                "unit": "bytes of peak memory, over pairs",
+                "unit": "MiB, the process that makes and cuts the ranked list of a full batch",
                 "better": "lower",
             }
         },
@@ -98,6 +95,14 @@ def rates(given: float | None) -> list[dict[str, Any]]:
         source = "`python -m benchmarks.intake`, CPU time of `compalign index` on JPEGs of 640x480"
         found.append({"what": "indexing", "pairs_per_second": rate, "source": source})
     return found
+
+
+def batch_memory() -> float:
+    """Bytes that each further batch adds to the memory of a decision: between the two largest of `selection`."""
+    runs = _result("selection")["runs"]
+    few, many = sorted({run["pairs"] for run in runs})[-2:]
+    low, high = (median(run["cut"]["peak_mib"] for run in runs if run["pairs"] == size) for size in (few, many))
+    return round(max(high - low, 0) * 2**20 / ((many - few) / _result("selection")["generated"]["batch_pairs"]))
 
 
 def _result(name: str) -> dict[str, Any]:

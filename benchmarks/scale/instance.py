@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.scale.tables import BY_BATCH
+
 SMALL, LARGE = 300, 2_400  # pairs in a shard
 MORE = 4  # shards of the last batch: with one small and one large shard before it, three batches fix three coefficients
 KINDS = {  # what the store holds of a crawl, by the folder it lies in
     "pair index": ("raw_crawl_shards", "raw_crawl"),
     "scores": ("scored_shards_shards", "scored_shards"),
     "ledger": ("score_ledger",),
+    "ranked lists": ("ranked_pairs",),
     "filtered dataset": ("filtered_dataset",),
 }
 _MODEL = {"pretrain_steps": 2, "train_steps": 2, "batch_images": 8}  # nobody looks at its rewards
@@ -43,14 +46,12 @@ def measure(home: Path, *, small: int = SMALL, large: int = LARGE) -> list[dict[
     defs = build_defs(settings=settings)
     few, many = (iter(sorted((home / name / "landing").rglob("*.tar"))) for name in ("small", "large"))
     rows: list[dict[str, Any]] = []
-    live = 0
     for source, shards in ((few, 1), (few, 1), (many, 1), (few, MORE)):  # the model is made with the first
         _deliver(source, home / "landing" / "crawl", shards)
         before = _bytes(home / "store")
         found = _batch(defs, settings, learn=not rows)
-        live += found["pairs"]
         added = {kind: count - before[kind] for kind, count in _bytes(home / "store").items()}
-        rows.append({"shards": shards, **found, "crawl_pairs": live, "store_bytes": added})
+        rows.append({"shards": shards, **found, "store_bytes": added})
     return rows[1:]
 
 
@@ -124,19 +125,19 @@ def _bytes(store: Path) -> dict[str, int]:
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Bytes per batch, shard and pair of the pair index and the scores; per pair of the crawl for a whole dataset.
+    """Bytes per batch, shard and pair of what a batch adds; of a version of the dataset, which has no pair in it.
 
-    Index and scores are as many batches as coefficients: solved exactly. Below nothing is nothing.
+    There are as many batches as coefficients: solved exactly. Below nothing is nothing.
     """
     sizes = np.array([[1, row["shards"], row["pairs"]] for row in rows], np.float64)
     found = {}
-    for kind in ("pair index", "scores"):
+    for kind in BY_BATCH:
         values = np.array([row["store_bytes"][kind] for row in rows], np.float64)
         found[kind] = dict(zip(("batch", "shard", "pair"), _solved(sizes, values), strict=True))
-    crawl = np.array([[1, row["crawl_pairs"]] for row in rows], np.float64)
-    datasets = np.array([row["store_bytes"]["filtered dataset"] for row in rows], np.float64)
-    found["filtered dataset"] = dict(zip(("dataset", "pair"), _solved(crawl, datasets), strict=True))
-    return found
+    return {
+        **found,
+        "filtered dataset": {"version": float(max(row["store_bytes"]["filtered dataset"] for row in rows))},
+    }
 
 
 def fit_events(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

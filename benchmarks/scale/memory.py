@@ -1,4 +1,4 @@
-"""Peak memory of selecting among many pairs, in a process of its own; bytes of tables that hold real texts.
+"""Peak memory of making a batch's ranked list and cutting it, in a process of its own; bytes of tables with real texts.
 
 Random rewards and names as an index and scores have them, shards of 10,000 pairs; captions of 50 characters, or
 those of a file.
@@ -44,7 +44,7 @@ def web_bytes(texts: Path) -> dict[str, Any]:
         texts_of: dict[str, list[Any]] = {"caption": rows["TEXT"].to_pylist(), "url": rows["URL"].to_pylist()}
         write_tables(folder, len(rows), texts_of)
         select(folder)
-        patterns = {"pair index": "pairs.*", "scores": "scores.*", "filtered dataset": f"{ranked.KIND}/**/*.parquet"}
+        patterns = {"pair index": "pairs.*", "scores": "scores.*", "ranked lists": f"{ranked.KIND}/**/*.parquet"}
         sizes = {kind: sum(path.stat().st_size for path in folder.glob(pattern)) for kind, pattern in patterns.items()}
     return {"pairs": len(rows), **{kind: round(size / len(rows), 1) for kind, size in sizes.items()}}
 

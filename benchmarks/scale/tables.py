@@ -6,6 +6,7 @@ What belongs here: the sizes, the sums and the tables of `docs/scale.md`. What d
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BY_BATCH = ("pair index", "scores", "ranked lists")  # what a batch adds to the store
 SHARD_PAIRS = 10_000  # what `compalign land --shard-rows` defaults to
 CRAWLS = {  # pairs on the published lists
     "CC3M": 3_318_333,
@@ -27,17 +28,17 @@ def work(pairs: int, batch_shards: int, batch_pairs: int) -> dict[str, int]:
 
 def needs(size: Mapping[str, int], result: Mapping[str, Any]) -> dict[str, float]:
     """What Dagster and the store hold of a crawl once all of it is scored and filtered once."""
-    events, store, memory = result["events"], result["store"], result["memory"]
-    per_pair = {kind: each["pair"] for kind, each in store.items()} | (result["web"] or {})
+    events, store = result["events"], result["store"]
+    per_pair = {kind: store[kind]["pair"] for kind in BY_BATCH} | (result["web"] or {})
     found = {
         name: size["batches"] * each["batch"] + size["shards"] * each["shard"] + each["filtering"]
         for name, each in events.items()
     }
-    for kind in ("pair index", "scores"):
+    for kind in BY_BATCH:
         each = store[kind]
         found[kind] = size["batches"] * each["batch"] + size["shards"] * each["shard"] + size["pairs"] * per_pair[kind]
-    found["filtered dataset"] = store["filtered dataset"]["dataset"] + size["pairs"] * per_pair["filtered dataset"]
-    found["selection memory"] = memory["fixed_bytes"] + size["pairs"] * memory["bytes_per_pair"]
+    found["filtered dataset"] = store["filtered dataset"]["version"]
+    found["selection memory"] = result["list"]["peak_mib"] * 2**20 + (size["batches"] - 1) * result["batch_memory"]
     return found
 
 
@@ -77,14 +78,15 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         "## Store and memory (arithmetic on the measured figures)",
         "",
-        "Images are not in the store: they stay where they landed. Every further filtering adds a dataset, every "
-        "further model a set of scores. Memory is that of the one process that selects.",
+        "Images are not in the store: they stay where they landed. Every further version adds what a version takes, "
+        "every other set of rules its ranked lists, every further model scores and lists. Memory is that of the one "
+        "process that selects, with full batches.",
         "",
         *_table(
-            ("crawl", "pair index", "scores", "one filtered dataset", "together", "memory to select"),
+            ("crawl", *BY_BATCH, "a version", "together", "memory to select"),
             [
-                (name, *(_bytes(each[kind]) for kind in ("pair index", "scores", "filtered dataset")),
-                 _bytes(each["pair index"] + each["scores"] + each["filtered dataset"]),
+                (name, *(_bytes(each[kind]) for kind in (*BY_BATCH, "filtered dataset")),
+                 _bytes(sum(each[kind] for kind in (*BY_BATCH, "filtered dataset"))),
                  _bytes(each["selection memory"]))
                 for name, each in wanted.items()
             ],
@@ -109,18 +111,17 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[str]:
-    store, events, memory = result["store"], result["events"], result["memory"]
+    store, events, listed = result["store"], result["events"], result["list"]
     rows = [
-        ("pair index", *(_bytes(store["pair index"][key]) for key in ("batch", "shard", "pair"))),
-        ("scores", *(_bytes(store["scores"][key]) for key in ("batch", "shard", "pair"))),
-        ("filtered dataset, each", _bytes(store["filtered dataset"]["dataset"]), "-",
-         _bytes(store["filtered dataset"]["pair"])),
+        *((kind, *(_bytes(store[kind][key]) for key in ("batch", "shard", "pair"))) for kind in BY_BATCH),
+        ("version of the dataset, with its pages", _bytes(store["filtered dataset"]["version"]), "-", "-"),
         ("event log, a batch that is scored", _events(events, "batch"), _events(events, "shard"), "-"),
         ("event log, a filtering", _events(events, "filtering"), "-", "-"),
-        ("memory to select", _bytes(memory["fixed_bytes"]), "-", _bytes(memory["bytes_per_pair"])),
+        ("memory to select: one full batch", _bytes(listed["peak_mib"] * 2**20), "-", "-"),
+        ("memory to select: each further batch", _bytes(result["batch_memory"]), "-", "-"),
     ]  # fmt: skip
     lines = _table(("what", "fixed, or per batch", "per shard", "per pair"), rows)
-    lines += ["", f"Selection took {memory['runs'][-1]['seconds']:.1f} s for {memory['runs'][-1]['pairs']:,} pairs."]
+    lines += ["", f"Making and cutting the ranked list of {listed['pairs']:,} pairs took {listed['seconds']:.1f} s."]
     if result["web"]:
         each = ", ".join(f"{kind} {value:,.0f}" for kind, value in result["web"].items() if kind != "pairs")
         lines += ["", f"Bytes per pair of tables with {result['web']['pairs']:,} real alt texts and URLs: {each}. "

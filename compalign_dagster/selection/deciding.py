@@ -31,6 +31,8 @@ from compalign_dagster.versions import canonical_json, work_key
 
 CODE_VERSION = 4
 
+NO_BINS = np.empty(0, np.uint32), np.empty(0, np.uint32)
+
 _SIGNALS = "caption_signals"
 
 
@@ -177,46 +179,49 @@ def _segments(
     lists: Mapping[str, Artifact], of: Sequence[Mapping[str, Any]], taken_away: pl.DataFrame
 ) -> list[Segment]:
     """Of a histogram stay 8 bytes for each bin; one batch's is read at a time."""
-    rows_of = {
-        batch: part["row"].to_numpy() for (batch,), part in taken_away.partition_by("batch", as_dict=True).items()
-    }
-    found = []
+    rows_of, found = _rows_of(taken_away), []
     for batch, segments in groupby(of, key=itemgetter("batch")):
-        histogram = frame_of(lists[batch], "histogram.parquet", ["corpus", "bin", "pairs"])
-        bins = histogram.partition_by("corpus", as_dict=True, maintain_order=True)  # in the list's order
-        rows = rows_of.get(batch, np.empty(0, np.int64))
+        bins = bins_of(lists[batch])
         for segment in segments:
-            part = bins.get((segment["corpus"],), histogram.clear())
-            inside = (rows >= segment["start"]) & (rows < segment["start"] + segment["eligible"])
-            found.append(
-                Segment(
-                    lists[batch],
-                    segment["start"],
-                    segment["eligible"],
-                    part["bin"].to_numpy(),
-                    part["pairs"].to_numpy().astype(np.uint32),
-                    np.sort(rows[inside]),
-                )
-            )
+            start, eligible = segment["start"], segment["eligible"]
+            rows = _between(rows_of.get(batch), start, start + eligible)
+            found.append(Segment(lists[batch], start, eligible, *bins.get(segment["corpus"], NO_BINS), rows))
     return found
+
+
+def bins_of(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A list's bins, falling, and the candidates in each, uint32 both, by corpus, in the list's order."""
+    frame = frame_of(artifact, "histogram.parquet", ["corpus", "bin", "pairs"])
+    bins, pairs, start, found = frame["bin"].to_numpy(), frame["pairs"].to_numpy().astype(np.uint32), 0, {}
+    for length, corpus in frame["corpus"].rle().struct.unnest().iter_rows():
+        found[corpus] = bins[start : start + length], pairs[start : start + length]
+        start += length
+    return found
+
+
+def _rows_of(taken_away: pl.DataFrame) -> dict[Any, np.ndarray]:
+    """The rows that caps take away, rising, by batch."""
+    parts = taken_away.partition_by("batch", as_dict=True)
+    return {batch: np.sort(part["row"].to_numpy()) for (batch,), part in parts.items()}
+
+
+def _between(rows: np.ndarray | None, low: int, high: int) -> np.ndarray:
+    return np.empty(0, np.int64) if rows is None else rows[(rows >= low) & (rows < high)]
 
 
 def _listed(
     lists: Mapping[str, Artifact], segments: Sequence[Mapping[str, Any]], taken_away: pl.DataFrame
 ) -> pl.DataFrame:
-    rows = []
+    rows_of, rows = _rows_of(taken_away), []
     for segment in segments:
-        end = segment["start"] + segment["taken"]
-        capped = taken_away.filter(
-            pl.col("batch") == segment["batch"], pl.col("row").is_between(segment["start"], end - 1)
-        )
+        capped = _between(rows_of.get(segment["batch"]), segment["start"], segment["start"] + segment["taken"])
         artifact = lists[segment["batch"]]
         rows.append(
             {
                 **segment,
                 "list_key": artifact.manifest_key,
                 "list_version": artifact.data_version,
-                "kept": segment["taken"] - capped.height,
+                "kept": segment["taken"] - len(capped),
             }
         )
     return pl.DataFrame(pl.from_arrow(parquet.from_rows(rows, LISTS))).sort("batch", "start")

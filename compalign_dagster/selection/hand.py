@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from compalign_dagster.artifacts import Artifact
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import caps
 from compalign_dagster.selection.cut import Cut, Rows, Segment, find_cut
-from compalign_dagster.selection.deciding import groups_of
+from compalign_dagster.selection.deciding import NO_BINS, bins_of, groups_of
 from compalign_dagster.selection.policy import Policy
-from compalign_dagster.selection.version import Version, frame_of
+from compalign_dagster.selection.version import Version
 
 _READERS = 4  # threads that read histograms
 
@@ -102,10 +101,9 @@ class Hand:
         """Per part: its bins, falling, and the candidates in each."""
         batches = self.version.batches()
         with ThreadPoolExecutor(_READERS) as readers:
-            read = readers.map(_bins_of, [self.version.ranked_list(batch) for batch in batches])
+            read = readers.map(bins_of, [self.version.ranked_list(batch) for batch in batches])
             found = dict(zip(batches, read, strict=True))
-        nothing = np.empty(0, np.uint32), np.empty(0, np.int64)
-        return [found[part["batch"]].get(part["corpus"], nothing) for part in self.parts]
+        return [found[part["batch"]].get(part["corpus"], NO_BINS) for part in self.parts]
 
     @cached_property
     def candidates(self) -> pl.DataFrame:
@@ -118,13 +116,3 @@ class Hand:
         """GROUPS of all lists."""
         lists = (self.version.ranked_list(batch) for batch in self.version.batches())
         return pl.scan_parquet([artifact.fetch("groups.parquet") for artifact in lists])
-
-
-def _bins_of(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A list's bins, falling, and the candidates in each, by corpus, in the list's order."""
-    frame = frame_of(artifact, "histogram.parquet", ["corpus", "bin", "pairs"])
-    bins, pairs, start, found = frame["bin"].to_numpy(), frame["pairs"].to_numpy(), 0, {}
-    for length, corpus in frame["corpus"].rle().struct.unnest().iter_rows():
-        found[corpus] = bins[start : start + length], pairs[start : start + length]
-        start += length
-    return found

@@ -22,24 +22,25 @@ def test_batches_are_full_by_shards_or_by_pairs_whichever_comes_first():
 
 
 def test_the_fit_gives_back_the_costs_that_the_figures_were_made_with():
-    sizes = [(1, 300, 600), (1, 2400, 3000), (4, 1200, 4200)]
+    sizes = [(1, 300), (1, 2400), (4, 1200)]
     rows = [
         {
             "shards": shards,
             "pairs": pairs,
-            "crawl_pairs": crawl,
             "store_bytes": {
                 "pair index": 500 + 70 * shards + 9 * pairs,
                 "scores": 200 + 30 * shards + 5 * pairs,
-                "filtered dataset": 1000 + 3 * crawl,
+                "ranked lists": 100 + 3 * pairs,
+                "filtered dataset": 1000 + shards,
             },
         }
-        for shards, pairs, crawl in sizes
+        for shards, pairs in sizes
     ]
     found = instance.fit(rows)
     assert found["pair index"] == pytest.approx({"batch": 500, "shard": 70, "pair": 9}, abs=0.1)
     assert found["scores"] == pytest.approx({"batch": 200, "shard": 30, "pair": 5}, abs=0.1)
-    assert found["filtered dataset"] == pytest.approx({"dataset": 1000, "pair": 3}, abs=0.1)
+    assert found["ranked lists"] == pytest.approx({"batch": 100, "shard": 0, "pair": 3}, abs=0.1)
+    assert found["filtered dataset"] == {"version": 1004}
 
 
 def test_a_crawl_twice_as_large_needs_twice_the_bytes_of_its_pairs():
@@ -47,7 +48,7 @@ def test_a_crawl_twice_as_large_needs_twice_the_bytes_of_its_pairs():
     one, two, three = (
         tables.needs(tables.work(pairs, 100, 1_000_000), result) for pairs in (10**7, 2 * 10**7, 3 * 10**7)
     )
-    for kind in ("pair index", "scores", "filtered dataset", "selection memory", "event_rows"):
+    for kind in ("pair index", "scores", "ranked lists", "selection memory", "event_rows"):
         assert one[kind] < two[kind]
         assert three[kind] - two[kind] == pytest.approx(two[kind] - one[kind])
 
@@ -64,7 +65,6 @@ def test_a_small_instance_leaves_rows_by_batches_and_shards_not_by_pairs(tmp_pat
     assert more["event_rows"] > one["event_rows"], "each shard has its log lines"
     assert more["materialisations"] == one["materialisations"] == 2
     assert more["checks"] == one["checks"] > 0
-    assert rows[-1]["crawl_pairs"] == 40 + sum(row["pairs"] for row in rows)
     assert all(count > 0 for row in rows for count in row["store_bytes"].values())
 
 
@@ -74,7 +74,8 @@ def test_new_rates_and_prices_need_no_new_measurement(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "HERE", tmp_path)
     monkeypatch.setattr(command, "PAGE", tmp_path / "page.md")
     before = json.loads((HERE.parent / "scale" / "result.json").read_text())
-    monkeypatch.setattr(command, "_result", lambda name: before if name == "scale" else {})
+    known = {name: json.loads((HERE.parent / name / "result.json").read_text()) for name in ("scale", "selection")}
+    monkeypatch.setattr(command, "_result", lambda name: known.get(name, {}))
     command.main(["--reuse", "--gpu-rates", "50", "--gpu-price", "3", "--pairs-per-second", "4"])
     after = json.loads((tmp_path / "result.json").read_text())
     assert after["runs"] == before["runs"]
