@@ -136,7 +136,7 @@ def _version(version: dict[str, Any]) -> list[str]:
             for one in version["policy_adopted"]
         ),
         *(
-            f"    current   {one['decided']} ({one['decision']}), {one['action']}, by {one['by']}"
+            f"    current   {one['decided']} ({one['decision']}), {', by '.join(filter(None, (one['action'], one['by'])))}"
             for one in version["current"]
         ),
         *(f"    made by   {_made(one)}" for one in version["made_by"]),

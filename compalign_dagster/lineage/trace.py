@@ -191,7 +191,7 @@ def _who(fact: decisions.Decision) -> dict[str, Any]:
         "decision": f"decisions/{fact.name}/{fact.version:08d}.json",
         "decided": fact.decided,
         "action": value.get("action", "a run moved it, under the policy in force"),
-        "by": value.get("by", NOT_RECORDED),
+        "by": value.get("by"),
         "policy": value.get("policy"),
     }
 
