@@ -135,12 +135,13 @@ def _version(version: dict[str, Any]) -> list[str]:
             f"    policy    {one['policy']}, {one['decided'] or 'from the settings'}, by {one['by']}: {one['why']}"
             for one in version["policy_adopted"]
         ),
-        *(
-            f"    current   {one['decided']} ({one['decision']}), {', by '.join(filter(None, (one['action'], one['by'])))}"
-            for one in version["current"]
-        ),
+        *(f"    current   {one['decided']} ({one['decision']}), {_by(one)}" for one in version["current"]),
         *(f"    made by   {_made(one)}" for one in version["made_by"]),
     ]
+
+
+def _by(one: dict[str, Any]) -> str:
+    return ", by ".join(filter(None, (one["action"], one["by"])))
 
 
 def _made(one: dict[str, Any] | None) -> str:
