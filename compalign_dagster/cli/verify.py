@@ -33,6 +33,13 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--seal", type=click.Path(path_type=Path), help="A seal of this version, made by `compalign seal`.")
 @click.option("--trusted", type=click.Path(path_type=Path), help="Keys that are trusted or revoked, for --seal.")
 @click.option(
+    "--export",
+    "exported",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Instead: whether an exported folder is what its croissant.json says.",
+)
+@click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where --recompute scores.  [auto]"
 )
 def command(
@@ -46,6 +53,7 @@ def command(
     seal: Path | None,
     trusted: Path | None,
     device: str,
+    exported: Path | None,
 ) -> int:
     r"""Verify a VERSION of the dataset from the store alone, without Dagster and without a network.
 
@@ -58,8 +66,12 @@ def command(
     compalign verify
     compalign verify 3f2a --sample 0.05                # decisions of one batch in twenty, with a bound
     compalign verify --recompute 0.01                  # a hundredth of the pairs, from the landed tars
+    compalign verify --export dataset/                 # a folder that somebody was given: every key, file and digest
     compalign verify --seal release.dsse.json --trusted trusted.json
     """
+    if exported is not None:
+        return _exported(exported)
+
     from compalign_dagster.cli.terminal import aligned
     from compalign_dagster.compute import pick_device
     from compalign_dagster.lineage.keys import load_trusted, require_library
@@ -98,6 +110,17 @@ def command(
     for line in report.lines():
         click.echo(aligned(line))
     return _FAULTY if report.faults else 0
+
+
+def _exported(folder: Path) -> int:
+    from compalign_dagster.cli.terminal import aligned
+    from compalign_dagster.selection.croissant_check import check
+
+    faults = check(folder)
+    for fault in faults:
+        click.echo(aligned(fault))
+    click.echo(f"{len(faults)} faults" if faults else "no fault found")
+    return _FAULTY if faults else 0
 
 
 def manifest_key(store: "Store", name: str) -> str:

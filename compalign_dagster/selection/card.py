@@ -5,11 +5,12 @@ figure that the version's facts do not hold, and pictures (`pages/`).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from compalign_dagster.markdown import code, inert, table
 from compalign_dagster.selection.croissant import LICENSE, PAPER
+from compalign_dagster.selection.limits import known_limits
 from compalign_dagster.selection.policy import REST
 from compalign_dagster.selection.reasons import MEANING
 from compalign_dagster.selection.version import Version
@@ -124,27 +125,7 @@ def _policy(version: Version) -> str:
 
 
 def _limits(version: Version) -> str:
-    return "## Known limits\n\n" + "\n".join(f"- {line}" for line in _known(version))
-
-
-def _known(version: Version) -> Iterator[str]:
-    facts, policy = version.facts, version.policy
-    yield "Nobody asked the people in the images, or those who made them; a pair goes by `compalign takedown`."
-    yield "The reward is as good as its judges: their languages, cultures and blind spots are its own."
-    if policy.languages:
-        yield f"Languages were told by a model, which errs on short captions; kept: {', '.join(policy.languages)}."
-    else:
-        yield "Captions in languages that nobody judged were ranked too, and such ranks mean little."
-    yield "No image was checked for safety; only captions are, and only by the rules above."
-    if not policy.most_per_duplicate_group:
-        yield "The same image may be in several kept pairs: no cap on duplicate groups was set."
-    if policy.most_per_semantic_cluster:
-        yield "Semantic clusters are what one network sees in images: whatever it knows little of lies together."
-    coverage = facts.get("coverage")
-    if coverage is not None and coverage < 1:
-        yield f"Only {coverage:.1%} of the crawl's live shards were scored when it was made."
-    if facts["quarantined"]:
-        yield f"{facts['quarantined']:,} pairs could not be scored and were not ranked."
+    return "## Known limits\n\n" + "\n".join(f"- {line}" for line in known_limits(version))
 
 
 def _load(version: Version, files: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from compalign_dagster.crawl.shards import Shard
 from compalign_dagster.errors import InputError
 from compalign_dagster.selection import croissant
 from compalign_dagster.selection.card import CARD, data_card
+from compalign_dagster.selection.croissant_check import RECORD
 from compalign_dagster.selection.pairs import dropped_frames, kept_frames
 from compalign_dagster.selection.resharding import reshard
 from compalign_dagster.selection.tables import DROPPED, KEPT
@@ -25,7 +26,6 @@ from compalign_dagster.selection.version import Version
 from compalign_dagster.store import Store
 from compalign_dagster.versions import digest_file
 
-RECORD = "export.json"
 FORMATS = ("parquet", "uids", "tars", "croissant", "card")
 Entry = dict[str, Any]
 
@@ -70,8 +70,9 @@ def export(
         files |= _tars(version, landing, folder, per_shard)
     if "card" in wanted:
         files |= _card(version, folder, files, plots(version))
-    if "croissant" in wanted:
-        text = json.dumps(croissant.describe(version, files), indent=1, ensure_ascii=False)
+    if "croissant" in wanted or croissant.NAME in earlier:  # an earlier description names what is beside it by now
+        beside = {name: entry for name, entry in {**earlier, **files}.items() if name != croissant.NAME}
+        text = json.dumps(croissant.describe(version, beside), indent=1, ensure_ascii=False)
         files[croissant.NAME] = _written(folder / croissant.NAME, text.encode(), "This description.")
     return _record(folder, version, {**earlier, **files})
 

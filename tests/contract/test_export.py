@@ -55,6 +55,10 @@ def test_every_format_is_written_and_named_with_its_size(compalign, tmp_path):
     for name in ("reasons.png", "rewards.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in (tmp_path / "README.md").read_text()
+    assert compalign("verify", "--export", str(tmp_path))[:2] == (0, "no fault found\n")
+    (tmp_path / "README.md").write_text("another card")
+    code, said, _ = compalign("verify", "--export", str(tmp_path))
+    assert (code, "README.md: expected SHA-256" in said) == (1, True)
 
 
 def test_a_version_is_named_by_the_beginning_of_its_work_key(small, compalign, tmp_path):
