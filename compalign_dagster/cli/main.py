@@ -56,6 +56,7 @@ VERBS = {  # in the order of a first acquaintance
     "audit-db": Verb(f"{_CLI}.audit_db", "command", "Build a DuckDB database over all that the store holds."),
     "export": Verb(f"{_CLI}.export", "command", "Write a version of the dataset as files."),
     "verify": Verb(f"{_CLI}.verify", "command", "Verify a version of the dataset from the files alone."),
+    "openlineage": Verb(f"{_CLI}.openlineage", "command", "Write a version's lineage as OpenLineage events."),
     "seal": Verb(f"{_CLI}.seal", "command", "Sign what a version is made of, for strangers to check."),
 }
 

@@ -53,6 +53,18 @@ def compalign(capsys):
     return call
 
 
+def test_lineage_for_a_catalogue_is_a_line_for_each_artifact(shared, compalign, tmp_path):
+    code, out, _ = compalign("openlineage")
+    assert code == 0
+    told = [json.loads(line) for line in out.splitlines()]
+    assert told[-1]["job"]["name"] == "filtered_dataset"
+    code, out, _ = compalign("openlineage", "--out", tmp_path / "events.ndjson")
+    assert (code, out) == (0, f"{tmp_path / 'events.ndjson'}  {len(told)} events\n")
+    assert [json.loads(line) for line in (tmp_path / "events.ndjson").read_text().splitlines()] == told
+    code, _, complaint = compalign("openlineage", "--out", tmp_path / "no" / "events.ndjson")
+    assert (code, len(complaint.splitlines())) == (2, 1)
+
+
 def test_the_auditors_ten_minutes(small, compalign, tmp_path):
     row = the_pair(small)
     asked = tmp_path / "request.csv"
